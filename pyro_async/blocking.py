@@ -1,0 +1,211 @@
+"""Pyro: the sync client. Generated from AsyncPyro by docs/generate.py; do not edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pyro_async.client import OnEvent, OnProgress
+from pyro_async.operations import (
+    WORKSPACE_PATH,
+    Deleted,
+    Environment,
+    EnvironmentList,
+    ExecResult,
+    Pruned,
+    Workspace,
+    WorkspaceList,
+    WorkspaceLogs,
+)
+from pyro_async.portal import BlockingClient, BlockingExecStream
+
+__all__ = ["Pyro"]
+
+
+class Pyro(BlockingClient):
+    """The sync client: ``with Pyro() as client``. Every method blocks; otherwise see AsyncPyro."""
+
+    def create_workspace(
+        self,
+        environment: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        vcpu_count: int = 1,
+        mem_mib: int = 512,
+        on_progress: OnProgress | None = None,
+    ) -> Workspace:
+        """Creates a workspace and waits until commands can run in it.
+
+        Args:
+            environment: such as ``debian:12``; built first if it is missing.
+            name: unique name, 1 to 64 of ``A-Z a-z 0-9 . _ -``.
+            labels: up to 256 characters each, for the caller's own use.
+            vcpu_count: 1 to 8.
+            mem_mib: memory in MiB, 128 to 32768.
+            on_progress: called for every step.
+
+        Raises:
+            Conflict: the name is taken. EnvironmentNotFound, EnvironmentBuildFailed, SetupRequired, DriverUnavailable,
+            HostDiskFull: nothing was made. GuestUnresponsive, WorkspaceFailed: the guest did not come up; nothing stays
+            behind.
+        """
+        return self._run(
+            lambda client: client.create_workspace(
+                environment, name=name, labels=labels, vcpu_count=vcpu_count, mem_mib=mem_mib, on_progress=on_progress
+            )
+        )
+
+    def list_workspaces(self) -> WorkspaceList:
+        """Lists all workspaces, oldest first."""
+        return self._run(lambda client: client.list_workspaces())
+
+    def status_workspace(self, workspace: str) -> Workspace:
+        """Describes a workspace, given by id or name. Raises WorkspaceNotFound."""
+        return self._run(lambda client: client.status_workspace(workspace))
+
+    def update_workspace(
+        self,
+        workspace: str,
+        *,
+        name: str | None = None,
+        clear_name: bool = False,
+        labels: Mapping[str, str] | None = None,
+        clear_labels: Sequence[str] = (),
+    ) -> Workspace:
+        """Changes a workspace's name and labels; what is not given stays. Raises Conflict if the name is taken."""
+        return self._run(
+            lambda client: client.update_workspace(
+                workspace, name=name, clear_name=clear_name, labels=labels, clear_labels=clear_labels
+            )
+        )
+
+    def delete_workspace(self, workspace: str) -> Deleted:
+        """Ends a workspace's VM and destroys its disk and records. Works in every state."""
+        return self._run(lambda client: client.delete_workspace(workspace))
+
+    def stop_workspace(self, workspace: str) -> Workspace:
+        """Ends all commands, shuts the VM down cleanly and keeps the disk."""
+        return self._run(lambda client: client.stop_workspace(workspace))
+
+    def start_workspace(self, workspace: str, *, on_progress: OnProgress | None = None) -> Workspace:
+        """Starts a stopped or failed workspace on the disk as it was left."""
+        return self._run(lambda client: client.start_workspace(workspace, on_progress=on_progress))
+
+    def exec_workspace(
+        self,
+        workspace: str,
+        command: str | Sequence[str],
+        *,
+        cwd: str = WORKSPACE_PATH,
+        env: Mapping[str, str] | None = None,
+        user: str = "root",
+        stdin: bytes | str | None = None,
+        timeout_seconds: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> ExecResult:
+        """Runs a command and waits for its end.
+
+        Args:
+            workspace: id or name.
+            command: a list is run as it is, a string by ``/bin/sh -c``.
+            cwd: working directory in the guest.
+            env: added to the default environment.
+            user: name or ``uid[:gid]`` in the guest.
+            stdin: standard input; empty by default.
+            timeout_seconds: after that the whole tree is killed, and the result has exit_code 124 and timed_out.
+            on_event: called with the command's events as they happen.
+
+        Returns:
+            The result; stdout and stderr are bounded, head and tail kept (see :meth:`stream_exec` for all of it).
+
+        Raises:
+            InvalidArgument: a NUL byte, a missing cwd, an unknown user, an argument list too long.
+            WorkspaceNotFound, WrongState, WorkspaceFailed.
+        """
+        return self._run(
+            lambda client: client.exec_workspace(
+                workspace,
+                command,
+                cwd=cwd,
+                env=env,
+                user=user,
+                stdin=stdin,
+                timeout_seconds=timeout_seconds,
+                on_event=on_event,
+            )
+        )
+
+    def stream_exec(
+        self,
+        workspace: str,
+        command: str | Sequence[str],
+        *,
+        cwd: str = WORKSPACE_PATH,
+        env: Mapping[str, str] | None = None,
+        user: str = "root",
+        stdin: bytes | str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> BlockingExecStream:
+        """Runs a command and yields its events: ExecStarted, ExecOutput as bytes arrive, at last ExecResult.
+
+        Use it as ``with client.stream_exec(…) as events: for event in events: …``; leaving the block kills
+        a command that still runs. Plain ``for`` works as well. A slow reader slows the command down, nothing is
+        lost. Takes the arguments of :meth:`exec_workspace`.
+        """
+        return self._stream(
+            lambda client: client.stream_exec(
+                workspace, command, cwd=cwd, env=env, user=user, stdin=stdin, timeout_seconds=timeout_seconds
+            )
+        )
+
+    def cancel_exec(self, workspace: str, exec_id: str) -> ExecResult:
+        """Kills a running command with all its children and returns its result; one that has ended is left alone."""
+        return self._run(lambda client: client.cancel_exec(workspace, exec_id))
+
+    def logs_workspace(self, workspace: str, *, limit: int = 20) -> WorkspaceLogs:
+        """Returns the newest commands of a workspace with their output, oldest first."""
+        return self._run(lambda client: client.logs_workspace(workspace, limit=limit))
+
+    def run_in_vm(
+        self,
+        environment: str,
+        command: str | Sequence[str],
+        *,
+        vcpu_count: int = 1,
+        mem_mib: int = 512,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | str | None = None,
+        timeout_seconds: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> ExecResult:
+        """Runs one command in a new workspace and deletes the workspace, whatever happens."""
+        return self._run(
+            lambda client: client.run_in_vm(
+                environment,
+                command,
+                vcpu_count=vcpu_count,
+                mem_mib=mem_mib,
+                env=env,
+                stdin=stdin,
+                timeout_seconds=timeout_seconds,
+                on_event=on_event,
+            )
+        )
+
+    def list_environments(self) -> EnvironmentList:
+        """Lists environments that are built or can be built by name."""
+        return self._run(lambda client: client.list_environments())
+
+    def build_environment(
+        self, environment: str, *, force: bool = False, on_progress: OnProgress | None = None
+    ) -> Environment:
+        """Builds an environment unless it is there already, or anew with ``force``."""
+        return self._run(lambda client: client.build_environment(environment, force=force, on_progress=on_progress))
+
+    def inspect_environment(self, environment: str) -> Environment:
+        """Describes one environment. Raises EnvironmentNotFound."""
+        return self._run(lambda client: client.inspect_environment(environment))
+
+    def prune_environments(self, *, all: bool = False) -> Pruned:  # noqa: A002 - the flag's public name
+        """Removes images that nothing refers to; with ``all`` also those that only a name refers to."""
+        return self._run(lambda client: client.prune_environments(all=all))

@@ -1,0 +1,87 @@
+"""One operation under way: how events leave it, how input enters it, and what may carry it.
+
+The runtime's handlers see a :class:`Call`, the client a :class:`Transport`; whether a socket lies between them or not
+changes neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from pyro_async.errors import InvalidArgument
+from pyro_async.operations import ExecOutput, ExecStarted, Params, Progress, Result
+
+__all__ = ["Call", "CallEvent", "Emit", "Transport", "checked"]
+
+CallEvent = Progress | ExecStarted | ExecOutput
+#: Delivers one event; returns when the receiver has taken it, which is how a slow receiver slows the operation down.
+Emit = Callable[[CallEvent], Awaitable[None]]
+
+P = TypeVar("P", bound=Params)
+
+
+async def _drop(event: CallEvent) -> None:
+    """Where nobody wants events."""
+
+
+class Call:
+    """What a handler knows of its caller.
+
+    Attributes:
+        emit: delivers an event.
+        input: the caller's input bytes, None if there is none.
+    """
+
+    __slots__ = ("emit", "input")
+
+    def __init__(self, emit: Emit = _drop, input: AsyncIterator[bytes] | None = None) -> None:  # noqa: A002
+        self.emit = emit
+        self.input = input
+
+
+class Transport(Protocol):
+    """Carries operations to a runtime."""
+
+    async def call(self, name: str, params: Params, call: Call) -> Result:
+        """Runs an operation to its end.
+
+        If the caller is cancelled the operation is cancelled too, and its confirmation awaited, bounded and shielded.
+
+        Raises:
+            PyroError: whatever the operation failed with; LinkLost if the daemon went away.
+        """
+        ...
+
+
+def checked(params: P) -> P:
+    """Returns ``params`` with every constraint verified.
+
+    Raises:
+        InvalidArgument: a value has the wrong type or breaks a constraint; the message names the field.
+    """
+    try:
+        return msgspec.convert(msgspec.to_builtins(params), type(params))
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(_readable(error)) from error
+
+
+def decode_params(data: Any, kind: type[P]) -> P:  # noqa: ANN401 - msgspec.Raw or bytes
+    """Decodes and verifies an operation's parameters from MessagePack.
+
+    Raises:
+        InvalidArgument: as :func:`checked`.
+    """
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(_readable(error)) from error
+
+
+def _readable(error: Exception) -> str:
+    """Turns "… - at `$.name`" into a sentence that starts with the field."""
+    text, _, where = str(error).partition(" - at ")
+    field = where.strip("`").removeprefix("$.").removeprefix("$")
+    return f"{field}: {text}" if field else text

@@ -1,0 +1,337 @@
+"""AsyncPyro: one typed async method per operation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar, cast
+
+from anyio.abc import TaskGroup
+
+from pyro_async.calls import Call, CallEvent, Emit, Transport, checked
+from pyro_async.errors import PyroError
+from pyro_async.exec_stream import ExecStream, byte_source
+from pyro_async.groups import plain_task_group
+from pyro_async.home import default_home
+from pyro_async.operations import (
+    WORKSPACE_PATH,
+    BuildEnvironment,
+    CancelExec,
+    CreateWorkspace,
+    Deleted,
+    DeleteWorkspace,
+    Environment,
+    EnvironmentList,
+    ExecResult,
+    ExecWorkspace,
+    InspectEnvironment,
+    ListEnvironments,
+    ListWorkspaces,
+    LogsWorkspace,
+    Params,
+    Progress,
+    Pruned,
+    PruneEnvironments,
+    Result,
+    RunInVm,
+    StartWorkspace,
+    StatusWorkspace,
+    StopWorkspace,
+    UpdateWorkspace,
+    Workspace,
+    WorkspaceList,
+    WorkspaceLogs,
+)
+
+__all__ = ["AsyncPyro", "OnEvent", "OnProgress", "Stdin"]
+
+R = TypeVar("R", bound=Result)
+
+#: Called for every step of a longer operation; must not block.
+OnProgress = Callable[[Progress], None]
+#: Called for every event of a command; must not block. A coroutine is awaited, which slows a fast command down.
+OnEvent = Callable[[CallEvent], Awaitable[None] | None]
+#: Standard input: all at once, or in pieces as they become available.
+Stdin = bytes | str | AsyncIterable[bytes] | None
+
+
+class AsyncPyro:
+    """A client of pyro, for asyncio and trio.
+
+    ``async with AsyncPyro() as client`` talks to the home's daemon and starts it if need be. Every method raises a
+    subclass of :class:`~pyro_async.errors.PyroError` when it fails, never an exception group. Cancelling a method
+    cancels the operation: around a command that kills its whole process tree in the guest before the cancellation goes
+    on.
+
+    Args:
+        home: directory of all state; ``$PYRO_HOME`` or the platform's state directory by default.
+        embedded: run the runtime in this process instead of talking to the daemon. The home must not be in use; VMs are
+            stopped on leaving.
+        transport: what carries operations, instead of either; entered and left by the caller.
+    """
+
+    def __init__(
+        self, home: str | os.PathLike[str] | None = None, *, embedded: bool = False, transport: Transport | None = None
+    ) -> None:
+        self.home: Final = Path(home) if home is not None else default_home()
+        self._embedded = embedded
+        self._transport = transport
+        self._stack = AsyncExitStack()
+        self._tasks: TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            if self._transport is None:
+                # Imported here: each costs what the other's users need not pay.
+                if self._embedded:
+                    from pyro_async.runtime.embedded import embedded_transport as connect
+                else:
+                    from pyro_async.transport import daemon_transport as connect
+                self._transport = await stack.enter_async_context(connect(self.home))
+            self._tasks = await stack.enter_async_context(plain_task_group())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._tasks is not None
+        self._tasks.cancel_scope.cancel()  # streams still open belong to nobody any more
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    async def _call(self, name: str, params: Params, kind: type[R], call: Call | None = None) -> R:
+        if self._transport is None or self._tasks is None:
+            raise PyroError("the client is not open", hint="use it as `async with AsyncPyro() as client`")
+        return cast("R", await self._transport.call(name, checked(params), call or Call()))
+
+    # --- workspaces --------------------------------------------------------------------------------------------------
+
+    async def create_workspace(
+        self,
+        environment: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        vcpu_count: int = 1,
+        mem_mib: int = 512,
+        on_progress: OnProgress | None = None,
+    ) -> Workspace:
+        """Creates a workspace and waits until commands can run in it.
+
+        Args:
+            environment: such as ``debian:12``; built first if it is missing.
+            name: unique name, 1 to 64 of ``A-Z a-z 0-9 . _ -``.
+            labels: up to 256 characters each, for the caller's own use.
+            vcpu_count: 1 to 8.
+            mem_mib: memory in MiB, 128 to 32768.
+            on_progress: called for every step.
+
+        Raises:
+            Conflict: the name is taken. EnvironmentNotFound, EnvironmentBuildFailed, SetupRequired, DriverUnavailable,
+            HostDiskFull: nothing was made. GuestUnresponsive, WorkspaceFailed: the guest did not come up; nothing stays
+            behind.
+        """
+        params = CreateWorkspace(
+            environment=environment, name=name, labels=dict(labels or {}), vcpu_count=vcpu_count, mem_mib=mem_mib
+        )
+        return await self._call("create_workspace", params, Workspace, _reporting(on_progress))
+
+    async def list_workspaces(self) -> WorkspaceList:
+        """Lists all workspaces, oldest first."""
+        return await self._call("list_workspaces", ListWorkspaces(), WorkspaceList)
+
+    async def status_workspace(self, workspace: str) -> Workspace:
+        """Describes a workspace, given by id or name. Raises WorkspaceNotFound."""
+        return await self._call("status_workspace", StatusWorkspace(workspace=workspace), Workspace)
+
+    async def update_workspace(
+        self,
+        workspace: str,
+        *,
+        name: str | None = None,
+        clear_name: bool = False,
+        labels: Mapping[str, str] | None = None,
+        clear_labels: Sequence[str] = (),
+    ) -> Workspace:
+        """Changes a workspace's name and labels; what is not given stays. Raises Conflict if the name is taken."""
+        params = UpdateWorkspace(
+            workspace=workspace,
+            name=name,
+            clear_name=clear_name,
+            labels=dict(labels or {}),
+            clear_labels=list(clear_labels),
+        )
+        return await self._call("update_workspace", params, Workspace)
+
+    async def delete_workspace(self, workspace: str) -> Deleted:
+        """Ends a workspace's VM and destroys its disk and records. Works in every state."""
+        return await self._call("delete_workspace", DeleteWorkspace(workspace=workspace), Deleted)
+
+    async def stop_workspace(self, workspace: str) -> Workspace:
+        """Ends all commands, shuts the VM down cleanly and keeps the disk."""
+        return await self._call("stop_workspace", StopWorkspace(workspace=workspace), Workspace)
+
+    async def start_workspace(self, workspace: str, *, on_progress: OnProgress | None = None) -> Workspace:
+        """Starts a stopped or failed workspace on the disk as it was left."""
+        return await self._call(
+            "start_workspace", StartWorkspace(workspace=workspace), Workspace, _reporting(on_progress)
+        )
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    async def exec_workspace(
+        self,
+        workspace: str,
+        command: str | Sequence[str],
+        *,
+        cwd: str = WORKSPACE_PATH,
+        env: Mapping[str, str] | None = None,
+        user: str = "root",
+        stdin: Stdin = None,
+        timeout_seconds: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> ExecResult:
+        """Runs a command and waits for its end.
+
+        Args:
+            workspace: id or name.
+            command: a list is run as it is, a string by ``/bin/sh -c``.
+            cwd: working directory in the guest.
+            env: added to the default environment.
+            user: name or ``uid[:gid]`` in the guest.
+            stdin: standard input; empty by default.
+            timeout_seconds: after that the whole tree is killed, and the result has exit_code 124 and timed_out.
+            on_event: called with the command's events as they happen.
+
+        Returns:
+            The result; stdout and stderr are bounded, head and tail kept (see :meth:`stream_exec` for all of it).
+
+        Raises:
+            InvalidArgument: a NUL byte, a missing cwd, an unknown user, an argument list too long.
+            WorkspaceNotFound, WrongState, WorkspaceFailed.
+        """
+        params = _exec_params(workspace, command, cwd, env, user, stdin, timeout_seconds)
+        return await self._call("exec_workspace", params, ExecResult, Call(_pushing(on_event), byte_source(stdin)))
+
+    def stream_exec(
+        self,
+        workspace: str,
+        command: str | Sequence[str],
+        *,
+        cwd: str = WORKSPACE_PATH,
+        env: Mapping[str, str] | None = None,
+        user: str = "root",
+        stdin: Stdin = None,
+        timeout_seconds: float | None = None,
+    ) -> ExecStream:
+        """Runs a command and yields its events: ExecStarted, ExecOutput as bytes arrive, at last ExecResult.
+
+        Use it as ``async with client.stream_exec(…) as events: async for event in events: …``; leaving the block kills
+        a command that still runs. Plain ``async for`` works as well. A slow reader slows the command down, nothing is
+        lost. Takes the arguments of :meth:`exec_workspace`.
+        """
+        params = _exec_params(workspace, command, cwd, env, user, stdin, timeout_seconds)
+
+        async def run(call: Call) -> ExecResult:
+            call.input = byte_source(stdin)
+            return await self._call("exec_workspace", params, ExecResult, call)
+
+        if self._tasks is None:
+            raise PyroError("the client is not open", hint="use it as `async with AsyncPyro() as client`")
+        return ExecStream(run, self._tasks)
+
+    async def cancel_exec(self, workspace: str, exec_id: str) -> ExecResult:
+        """Kills a running command with all its children and returns its result; one that has ended is left alone."""
+        return await self._call("cancel_exec", CancelExec(workspace=workspace, exec_id=exec_id), ExecResult)
+
+    async def logs_workspace(self, workspace: str, *, limit: int = 20) -> WorkspaceLogs:
+        """Returns the newest commands of a workspace with their output, oldest first."""
+        return await self._call("logs_workspace", LogsWorkspace(workspace=workspace, limit=limit), WorkspaceLogs)
+
+    async def run_in_vm(
+        self,
+        environment: str,
+        command: str | Sequence[str],
+        *,
+        vcpu_count: int = 1,
+        mem_mib: int = 512,
+        env: Mapping[str, str] | None = None,
+        stdin: Stdin = None,
+        timeout_seconds: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> ExecResult:
+        """Runs one command in a new workspace and deletes the workspace, whatever happens."""
+        params = RunInVm(
+            environment=environment,
+            command=_command(command),
+            vcpu_count=vcpu_count,
+            mem_mib=mem_mib,
+            env=dict(env or {}),
+            stdin=stdin is not None,
+            timeout_seconds=timeout_seconds,
+        )
+        return await self._call("run_in_vm", params, ExecResult, Call(_pushing(on_event), byte_source(stdin)))
+
+    # --- environments ------------------------------------------------------------------------------------------------
+
+    async def list_environments(self) -> EnvironmentList:
+        """Lists environments that are built or can be built by name."""
+        return await self._call("list_environments", ListEnvironments(), EnvironmentList)
+
+    async def build_environment(
+        self, environment: str, *, force: bool = False, on_progress: OnProgress | None = None
+    ) -> Environment:
+        """Builds an environment unless it is there already, or anew with ``force``."""
+        params = BuildEnvironment(environment=environment, force=force)
+        return await self._call("build_environment", params, Environment, _reporting(on_progress))
+
+    async def inspect_environment(self, environment: str) -> Environment:
+        """Describes one environment. Raises EnvironmentNotFound."""
+        return await self._call("inspect_environment", InspectEnvironment(environment=environment), Environment)
+
+    async def prune_environments(self, *, all: bool = False) -> Pruned:  # noqa: A002 - the flag's public name
+        """Removes images that nothing refers to; with ``all`` also those that only a name refers to."""
+        return await self._call("prune_environments", PruneEnvironments(all=all), Pruned)
+
+
+def _command(command: str | Sequence[str]) -> str | list[str]:
+    return command if isinstance(command, str) else list(command)
+
+
+def _exec_params(
+    workspace: str,
+    command: str | Sequence[str],
+    cwd: str,
+    env: Mapping[str, str] | None,
+    user: str,
+    stdin: Stdin,
+    timeout_seconds: float | None,
+) -> ExecWorkspace:
+    return ExecWorkspace(
+        workspace=workspace,
+        command=_command(command),
+        cwd=cwd,
+        env=dict(env or {}),
+        user=user,
+        stdin=stdin is not None,
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def _pushing(on_event: OnEvent | None) -> Emit:
+    async def emit(event: CallEvent) -> None:
+        if on_event is not None and (delivery := on_event(event)) is not None:
+            await delivery
+
+    return emit
+
+
+def _reporting(on_progress: OnProgress | None) -> Call:
+    def report(event: CallEvent) -> None:
+        if on_progress is not None and isinstance(event, Progress):
+            on_progress(event)
+
+    return Call(_pushing(report))

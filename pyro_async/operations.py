@@ -1,0 +1,517 @@
+"""Parameters and results of every operation, and the OPERATIONS table: data only, no behaviour.
+
+Dispatch, the sync client, the docs' table and the parity test are derived from here. Constraints stand in the
+annotations, so that every surface refuses the same input with the same words. Times are seconds since the epoch, sizes
+bytes, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "BASELINE",
+    "INLINE_OUTPUT_LIMIT",
+    "OPERATIONS",
+    "WORKSPACE_PATH",
+    "BuildEnvironment",
+    "CancelExec",
+    "CreateWorkspace",
+    "DeleteWorkspace",
+    "Deleted",
+    "Environment",
+    "EnvironmentList",
+    "ExecEvent",
+    "ExecOutput",
+    "ExecResult",
+    "ExecStarted",
+    "ExecWorkspace",
+    "InspectEnvironment",
+    "ListEnvironments",
+    "ListWorkspaces",
+    "LogsWorkspace",
+    "Operation",
+    "Params",
+    "Progress",
+    "PruneEnvironments",
+    "Pruned",
+    "Result",
+    "RunInVm",
+    "StartWorkspace",
+    "StatusWorkspace",
+    "StopWorkspace",
+    "UpdateWorkspace",
+    "Workspace",
+    "WorkspaceList",
+    "WorkspaceLogs",
+]
+
+WORKSPACE_PATH: Final = "/workspace"
+BASELINE: Final = "baseline"
+#: Bytes of stdout, and of stderr, that a result carries; of longer output the head and the tail are kept.
+INLINE_OUTPUT_LIMIT: Final = 1024 * 1024
+
+_NAME_PATTERN: Final = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+_VARIABLE_PATTERN: Final = r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z"
+
+Name = Annotated[str, Meta(pattern=_NAME_PATTERN, description="1 to 64 of A-Z a-z 0-9 . _ -, not starting with . _ -")]
+LabelValue = Annotated[str, Meta(max_length=256)]
+Labels = dict[Name, LabelValue]
+WorkspaceRef = Annotated[str, Meta(min_length=1, max_length=64, description="a workspace's id or its name")]
+EnvironmentName = Annotated[str, Meta(min_length=1, max_length=256, description="an environment, such as debian:12")]
+VariableName = Annotated[str, Meta(pattern=_VARIABLE_PATTERN)]
+VcpuCount = Annotated[int, Meta(ge=1, le=8)]
+MemMib = Annotated[int, Meta(ge=128, le=32768)]
+Timeout = Annotated[
+    float, Meta(gt=0, le=7 * 86400, description="seconds until the command and its children are killed")
+]
+GuestPath = Annotated[str, Meta(min_length=1, max_length=4096)]
+Command = (
+    Annotated[str, Meta(min_length=1, description="run by /bin/sh -c")]
+    | Annotated[list[str], Meta(min_length=1, description="argv, run as it is")]
+)
+State = Literal["created", "started", "stopped", "failed"]
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all parameter types."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all result types."""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    """A step of a longer operation, streamed while it runs.
+
+    Attributes:
+        phase: short name of what is being done, stable for the duration of that step.
+        detail: one line for people.
+        fraction: 0 to 1 where the amount of work is known.
+    """
+
+    phase: str
+    detail: str = ""
+    fraction: float | None = None
+
+
+# --- workspaces -------------------------------------------------------------------------------------------------------
+
+
+class CreateWorkspace(Params, frozen=True):
+    """Creates a workspace from an environment and starts it; builds the environment first if it is missing."""
+
+    environment: EnvironmentName
+    name: Name | None = None
+    labels: Labels = {}
+    vcpu_count: VcpuCount = 1
+    mem_mib: MemMib = 512
+
+
+class ListWorkspaces(Params, frozen=True):
+    """Lists all workspaces, oldest first."""
+
+
+class StatusWorkspace(Params, frozen=True):
+    """Describes one workspace."""
+
+    workspace: WorkspaceRef
+
+
+class UpdateWorkspace(Params, frozen=True):
+    """Changes a workspace's name and labels; what is not given stays."""
+
+    workspace: WorkspaceRef
+    name: Name | None = None
+    clear_name: bool = False
+    labels: Labels = {}
+    clear_labels: list[Name] = []
+
+
+class DeleteWorkspace(Params, frozen=True):
+    """Ends a workspace's VM and destroys its disk and records."""
+
+    workspace: WorkspaceRef
+
+
+class StopWorkspace(Params, frozen=True):
+    """Ends all commands, shuts the VM down cleanly and keeps the disk."""
+
+    workspace: WorkspaceRef
+
+
+class StartWorkspace(Params, frozen=True):
+    """Starts a stopped or failed workspace with its disk as it was."""
+
+    workspace: WorkspaceRef
+
+
+class CommandSummary(Result, frozen=True):
+    """The last command of a workspace in short."""
+
+    exec_id: str
+    command: Command
+    exit_code: int | None
+    started_at: float
+
+
+class Workspace(Result, frozen=True):
+    """One workspace.
+
+    Attributes:
+        workspace_id: 12 lower-case hex digits, for ever this workspace's.
+        state: created (being started), started, stopped or failed.
+        failure: why it failed, with the end of the guest's console; None otherwise.
+        driver: ``qemu`` or ``firecracker``, with its acceleration: ``qemu/tcg``.
+        command_count: commands run so far.
+    """
+
+    workspace_id: str
+    name: str | None
+    labels: dict[str, str]
+    environment: str
+    state: State
+    failure: str | None
+    driver: str
+    vcpu_count: int
+    mem_mib: int
+    created_at: float
+    last_activity_at: float
+    command_count: int
+    last_command: CommandSummary | None
+    workspace_path: str = WORKSPACE_PATH
+
+
+class WorkspaceList(Result, frozen=True):
+    """All workspaces of a home."""
+
+    workspaces: list[Workspace]
+
+
+class Deleted(Result, frozen=True):
+    """What was deleted."""
+
+    workspace_id: str
+    name: str | None
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+class ExecWorkspace(Params, frozen=True):
+    """Runs a command in a workspace, streams its output and returns how it ended.
+
+    Attributes:
+        env: added to the default environment.
+        user: name or ``uid[:gid]`` in the guest.
+        stdin: whether the caller sends standard input; without it stdin is empty.
+        timeout_seconds: None means no limit.
+    """
+
+    workspace: WorkspaceRef
+    command: Command
+    cwd: GuestPath = WORKSPACE_PATH
+    env: dict[VariableName, str] = {}
+    user: Annotated[str, Meta(min_length=1, max_length=64)] = "root"
+    stdin: bool = False
+    timeout_seconds: Timeout | None = None
+
+
+class CancelExec(Params, frozen=True):
+    """Kills a running command with all its children; does nothing to one that has ended."""
+
+    workspace: WorkspaceRef
+    exec_id: str
+
+
+class ExecStarted(Result, frozen=True, tag="started"):
+    """The first event of a command."""
+
+    workspace_id: str
+    exec_id: str
+    sequence: int
+    started_at: float
+
+
+class ExecOutput(Result, frozen=True, tag="output"):
+    """A piece of output, in the order it was produced, cut at arbitrary places."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+class ExecResult(Result, frozen=True, tag="result"):
+    """How a command ended.
+
+    Attributes:
+        sequence: 1 for the workspace's first command.
+        exit_code: 0 to 255; 124 on timeout, 128 + signal if a signal ended it, None while it runs.
+        cause: ``oom`` or ``enospc`` where the guest ran out of memory or disk, ``lost`` where its VM died, else None.
+        stdout, stderr: decoded as UTF-8, each undecodable byte replaced by U+FFFD.
+        stdout_truncated, stderr_truncated: only head and tail are there; a line in between says what was left out.
+    """
+
+    workspace_id: str
+    exec_id: str
+    sequence: int
+    command: Command
+    cwd: str
+    started_at: float
+    exit_code: int | None = None
+    signal: int | None = None
+    timed_out: bool = False
+    cancelled: bool = False
+    cause: str | None = None
+    stdout: str = ""
+    stderr: str = ""
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    duration_ms: float = 0.0
+
+
+ExecEvent = ExecStarted | ExecOutput | ExecResult
+
+
+class LogsWorkspace(Params, frozen=True):
+    """Returns a workspace's commands with their output, oldest first.
+
+    Attributes:
+        limit: at most this many, the newest.
+    """
+
+    workspace: WorkspaceRef
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 20
+
+
+class WorkspaceLogs(Result, frozen=True):
+    """Commands of a workspace; each output is cut to a few KiB, see ``truncated``."""
+
+    workspace_id: str
+    entries: list[ExecResult]
+
+
+class RunInVm(Params, frozen=True):
+    """Runs one command in a new workspace that is deleted afterwards."""
+
+    environment: EnvironmentName
+    command: Command
+    vcpu_count: VcpuCount = 1
+    mem_mib: MemMib = 512
+    env: dict[VariableName, str] = {}
+    stdin: bool = False
+    timeout_seconds: Timeout | None = None
+
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+
+class ListEnvironments(Params, frozen=True):
+    """Lists environments that are built or can be built by name."""
+
+
+class BuildEnvironment(Params, frozen=True):
+    """Builds an environment, or with ``force`` builds it anew."""
+
+    environment: EnvironmentName
+    force: bool = False
+
+
+class InspectEnvironment(Params, frozen=True):
+    """Describes one environment."""
+
+    environment: EnvironmentName
+
+
+class PruneEnvironments(Params, frozen=True):
+    """Removes images that no name and no workspace refers to.
+
+    Attributes:
+        all: also those that only a name refers to, so that nothing but what workspaces use stays.
+    """
+
+    all: bool = False
+
+
+class Environment(Result, frozen=True):
+    """One environment.
+
+    Attributes:
+        digest: sha256 of everything it was built from, hex; None if it is not built.
+        size_bytes: allocated size of its image on the host.
+        packages: what the recipe installs beyond the base system.
+    """
+
+    name: str
+    description: str
+    built: bool
+    digest: str | None = None
+    size_bytes: int = 0
+    created_at: float | None = None
+    packages: list[str] = []
+
+
+class EnvironmentList(Result, frozen=True):
+    """All known environments."""
+
+    environments: list[Environment]
+
+
+class Pruned(Result, frozen=True):
+    """What was removed: digests, and bytes freed."""
+
+    removed: list[str]
+    bytes_freed: int
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation of pyro.
+
+    Attributes:
+        name: the SDK's method.
+        params, result: its types.
+        cli: the command's words after ``pyro``.
+        events: type of the events streamed before the result, None if there are none.
+        input: whether bytes are streamed in.
+        read_only, destructive, idempotent: hints, as MCP defines them.
+    """
+
+    name: str
+    params: type[Params]
+    result: type[Result]
+    cli: str
+    events: Any = None
+    input: bool = False
+    read_only: bool = False
+    destructive: bool = False
+    idempotent: bool = False
+
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    operation.name: operation
+    for operation in (
+        Operation(
+            name="create_workspace",
+            params=CreateWorkspace,
+            result=Workspace,
+            cli="workspace create",
+            events=Progress,
+        ),
+        Operation(
+            name="list_workspaces",
+            params=ListWorkspaces,
+            result=WorkspaceList,
+            cli="workspace list",
+            read_only=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="status_workspace",
+            params=StatusWorkspace,
+            result=Workspace,
+            cli="workspace status",
+            read_only=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="update_workspace",
+            params=UpdateWorkspace,
+            result=Workspace,
+            cli="workspace update",
+            idempotent=True,
+        ),
+        Operation(
+            name="delete_workspace",
+            params=DeleteWorkspace,
+            result=Deleted,
+            cli="workspace delete",
+            destructive=True,
+        ),
+        Operation(
+            name="exec_workspace",
+            params=ExecWorkspace,
+            result=ExecResult,
+            cli="workspace exec",
+            events=ExecStarted | ExecOutput,
+            input=True,
+            destructive=True,
+        ),
+        Operation(
+            name="cancel_exec",
+            params=CancelExec,
+            result=ExecResult,
+            cli="workspace cancel",
+            destructive=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="logs_workspace",
+            params=LogsWorkspace,
+            result=WorkspaceLogs,
+            cli="workspace logs",
+            read_only=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="stop_workspace",
+            params=StopWorkspace,
+            result=Workspace,
+            cli="workspace stop",
+            idempotent=True,
+        ),
+        Operation(
+            name="start_workspace",
+            params=StartWorkspace,
+            result=Workspace,
+            cli="workspace start",
+            events=Progress,
+            idempotent=True,
+        ),
+        Operation(
+            name="run_in_vm",
+            params=RunInVm,
+            result=ExecResult,
+            cli="run",
+            events=Progress | ExecStarted | ExecOutput,
+            input=True,
+            destructive=True,
+        ),
+        Operation(
+            name="list_environments",
+            params=ListEnvironments,
+            result=EnvironmentList,
+            cli="env list",
+            read_only=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="build_environment",
+            params=BuildEnvironment,
+            result=Environment,
+            cli="env build",
+            events=Progress,
+            idempotent=True,
+        ),
+        Operation(
+            name="inspect_environment",
+            params=InspectEnvironment,
+            result=Environment,
+            cli="env inspect",
+            read_only=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="prune_environments",
+            params=PruneEnvironments,
+            result=Pruned,
+            cli="env prune",
+            destructive=True,
+            idempotent=True,
+        ),
+    )
+}
