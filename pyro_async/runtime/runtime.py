@@ -1,0 +1,258 @@
+"""The runtime: one async method per operation, on top of the supervisor and the image store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import anyio
+
+from pyro_async.calls import Call
+from pyro_async.errors import InvalidArgument
+from pyro_async.groups import plain_task_group
+from pyro_async.home import Home
+from pyro_async.images.store import ImageStore
+from pyro_async.operations import (
+    BuildEnvironment,
+    CancelExec,
+    CreateWorkspace,
+    Deleted,
+    DeleteWorkspace,
+    Environment,
+    EnvironmentList,
+    ExecOutput,
+    ExecResult,
+    ExecStarted,
+    ExecWorkspace,
+    InspectEnvironment,
+    ListEnvironments,
+    ListWorkspaces,
+    LogsWorkspace,
+    Progress,
+    Pruned,
+    PruneEnvironments,
+    RunInVm,
+    StartWorkspace,
+    StatusWorkspace,
+    StopWorkspace,
+    UpdateWorkspace,
+    Workspace,
+    WorkspaceList,
+    WorkspaceLogs,
+)
+from pyro_async.runtime.drivers import Drivers
+from pyro_async.runtime.execution import Execution
+from pyro_async.runtime.output import Journal
+from pyro_async.runtime.store import Store
+from pyro_async.runtime.supervisor import Parts, Supervisor
+from pyro_async.runtime.workspace import Workspace as LiveWorkspace
+from pyro_async.vmm.driver import Driver
+from pyro_async.wire.guest import STDOUT
+
+__all__ = ["Runtime"]
+
+#: Bytes of each output that an entry of `logs` carries.
+LOG_EXCERPT: Final = 16 * 1024
+#: How long ending all workspaces may take when the runtime itself ends.
+CLOSE_SECONDS: Final = 60.0
+
+
+class Runtime:
+    """Owns everything below one home: ``async with Runtime(home) as runtime``.
+
+    Args:
+        home: its directory; locked exclusively while the runtime lives.
+        driver: runs the VMs; by default the best one that really runs a guest on this host.
+        leave_running: on leaving, let VMs run for the next runtime to adopt, instead of stopping them cleanly.
+    """
+
+    def __init__(
+        self, home: Path, *, driver: Driver | None = None, images: ImageStore | None = None, leave_running: bool = False
+    ) -> None:
+        self.home: Final = Home(home)
+        self.leave_running = leave_running
+        self._images = images or ImageStore(self.home.root)
+        self._drivers = Drivers(self.home.root / "probes.json", [driver] if driver else [])
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self.home.owned())
+            self._store = Store(self.home.database)
+            stack.callback(self._store.close)
+            tasks = await stack.enter_async_context(plain_task_group())
+            self._supervisor = Supervisor(self.home, self._store, self._drivers, tasks)
+            stack.push_async_callback(self._close)
+            await self._supervisor.recover()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    async def _close(self) -> None:
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            await self._supervisor.close(release=self.leave_running)
+
+    # --- workspaces --------------------------------------------------------------------------------------------------
+
+    async def create_workspace(self, params: CreateWorkspace, call: Call) -> Workspace:
+        return (await self._create(params, call)).describe()
+
+    async def _create(self, params: CreateWorkspace, call: Call, *, ephemeral: bool = False) -> LiveWorkspace:
+        self._supervisor.check_name(params.name)
+        async with _reporting(call) as report:
+            image = await self._images.ensure_environment(params.environment, report)
+            guest = await self._images.ensure_guest(report)
+            driver = await self._drivers.choose(guest.kernel)
+            parts = Parts(driver=driver, guest=guest, environment=image, upper=self._images.upper_template())
+            return await self._supervisor.create(params, parts, report, ephemeral=ephemeral)
+
+    async def list_workspaces(self, params: ListWorkspaces, call: Call) -> WorkspaceList:
+        return WorkspaceList(workspaces=[workspace.describe() for workspace in self._supervisor.workspaces()])
+
+    async def status_workspace(self, params: StatusWorkspace, call: Call) -> Workspace:
+        return self._supervisor.find(params.workspace).describe()
+
+    async def update_workspace(self, params: UpdateWorkspace, call: Call) -> Workspace:
+        if params.name is not None and params.clear_name:
+            raise InvalidArgument("a name is given and cleared at once", hint="do one of both")
+        workspace = self._supervisor.find(params.workspace)
+        self._supervisor.check_name(params.name, workspace)
+        record = workspace.record
+        kept = {key: value for key, value in record.labels.items() if key not in params.clear_labels}
+        record.labels = kept | params.labels
+        record.name = None if params.clear_name else params.name or record.name
+        self._store.save_workspace(record)
+        return workspace.describe()
+
+    async def delete_workspace(self, params: DeleteWorkspace, call: Call) -> Deleted:
+        return await self._supervisor.delete(self._supervisor.find(params.workspace))
+
+    async def stop_workspace(self, params: StopWorkspace, call: Call) -> Workspace:
+        workspace = self._supervisor.find(params.workspace)
+        await self._supervisor.stop(workspace)
+        return workspace.describe()
+
+    async def start_workspace(self, params: StartWorkspace, call: Call) -> Workspace:
+        workspace = self._supervisor.find(params.workspace)
+        async with _reporting(call) as report:
+            await self._supervisor.start(workspace, report)
+        return workspace.describe()
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    async def exec_workspace(self, params: ExecWorkspace, call: Call) -> ExecResult:
+        workspace = self._supervisor.find(params.workspace)
+        execution = workspace.start_exec(params)
+        try:
+            await _relay(workspace.record.workspace_id, execution, call)
+        except anyio.get_cancelled_exc_class():
+            await execution.cancel_and_wait()
+            raise
+        return workspace.result(execution.record.exec_id)
+
+    async def cancel_exec(self, params: CancelExec, call: Call) -> ExecResult:
+        workspace = self._supervisor.find(params.workspace)
+        execution = workspace.execution(params.exec_id)
+        if execution is not None:
+            execution.cancel()
+            await execution.wait()
+        return workspace.result(params.exec_id)
+
+    async def logs_workspace(self, params: LogsWorkspace, call: Call) -> WorkspaceLogs:
+        workspace = self._supervisor.find(params.workspace)
+        return WorkspaceLogs(
+            workspace_id=workspace.record.workspace_id, entries=workspace.history(params.limit, LOG_EXCERPT)
+        )
+
+    async def run_in_vm(self, params: RunInVm, call: Call) -> ExecResult:
+        create = CreateWorkspace(environment=params.environment, vcpu_count=params.vcpu_count, mem_mib=params.mem_mib)
+        workspace = await self._create(create, call, ephemeral=True)
+        try:
+            command = ExecWorkspace(
+                workspace=workspace.record.workspace_id,
+                command=params.command,
+                env=params.env,
+                stdin=params.stdin,
+                timeout_seconds=params.timeout_seconds,
+            )
+            return await self.exec_workspace(command, call)
+        finally:
+            with anyio.CancelScope(shield=True):  # bounded by the machine's own graces
+                await self._supervisor.delete(workspace)
+
+    # --- environments ------------------------------------------------------------------------------------------------
+
+    async def list_environments(self, params: ListEnvironments, call: Call) -> EnvironmentList:
+        return EnvironmentList(environments=self._images.list())
+
+    async def build_environment(self, params: BuildEnvironment, call: Call) -> Environment:
+        async with _reporting(call) as report:
+            await self._images.ensure_guest(report)
+            await self._images.build(params.environment, report, force=params.force)
+        return self._images.inspect(params.environment)
+
+    async def inspect_environment(self, params: InspectEnvironment, call: Call) -> Environment:
+        return self._images.inspect(params.environment)
+
+    async def prune_environments(self, params: PruneEnvironments, call: Call) -> Pruned:
+        in_use = {workspace.record.digest for workspace in self._supervisor.workspaces()}
+        return await self._images.prune(in_use, all=params.all)
+
+
+async def _relay(workspace_id: str, execution: Execution, call: Call) -> None:
+    """Passes a command's events on to the caller and the caller's input to the command, until the command has ended."""
+    record = execution.record
+    await call.emit(
+        ExecStarted(
+            workspace_id=workspace_id,
+            exec_id=record.exec_id,
+            sequence=record.sequence,
+            started_at=record.started_at,
+        )
+    )
+    if call.input is None or not record.stdin:
+        await _relay_output(execution.journal, call)
+    else:
+        async with plain_task_group() as tasks:
+            tasks.start_soon(execution.feed, call.input, name="stdin")
+            await _relay_output(execution.journal, call)
+            tasks.cancel_scope.cancel()
+    await execution.wait()
+
+
+async def _relay_output(journal: Journal, call: Call) -> None:
+    async for piece in journal.follow():
+        await call.emit(ExecOutput(stream="stdout" if piece.channel == STDOUT else "stderr", data=piece.data))
+
+
+class _Report(Protocol):
+    def __call__(self, step: Progress, /) -> None: ...
+
+
+@asynccontextmanager
+async def _reporting(call: Call) -> AsyncIterator[_Report]:
+    """Lets synchronous code report progress; a slow receiver misses steps rather than delaying the work."""
+    send, receive = anyio.create_memory_object_stream[Progress](64)
+
+    def report(step: Progress) -> None:
+        try:
+            send.send_nowait(step)
+        except (anyio.WouldBlock, anyio.BrokenResourceError):
+            pass
+
+    async def forward() -> None:
+        async with receive:
+            async for step in receive:
+                await call.emit(step)
+
+    async with plain_task_group() as tasks:
+        tasks.start_soon(forward, name="progress")
+        with send:
+            yield report

@@ -1,0 +1,269 @@
+"""The supervisor: all workspaces of a home, each in a task of the root task group."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup, TaskStatus
+
+from pyro_async.errors import Conflict, HostDiskFull, PyroError, WorkspaceNotFound
+from pyro_async.home import Home
+from pyro_async.images.sparse import clone_file
+from pyro_async.images.store import EnvironmentImage, GuestImages
+from pyro_async.operations import CreateWorkspace, Deleted, Progress
+from pyro_async.runtime.drivers import Drivers, driver_name
+from pyro_async.runtime.lifecycle import Phase, check_transition
+from pyro_async.runtime.store import Store, WorkspaceRecord
+from pyro_async.runtime.workspace import Workspace
+from pyro_async.vmm.driver import Driver, MachineSpec
+
+__all__ = ["Parts", "Supervisor"]
+
+#: Free space a new workspace must find on the home's disk: room for its records, its output and some work.
+MIN_FREE_BYTES: Final = 256 * 1024 * 1024
+#: How long undoing a half-made workspace may take.
+UNDO_SECONDS: Final = 30.0
+
+Report = Callable[[Progress], None]
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a new workspace is made of; ``upper`` is the pristine image its own disk is a clone of."""
+
+    driver: Driver
+    guest: GuestImages
+    environment: EnvironmentImage
+    upper: Path
+
+
+class Supervisor:
+    """Owns the workspaces.
+
+    Args:
+        home: where they live.
+        store: where they are recorded.
+        drivers: run their machines.
+        tasks: the root task group.
+    """
+
+    def __init__(self, home: Home, store: Store, drivers: Drivers, tasks: TaskGroup) -> None:
+        self._home = home
+        self._store = store
+        self._drivers = drivers
+        self._tasks = tasks
+        self._workspaces: dict[str, Workspace] = {}
+
+    def workspaces(self) -> list[Workspace]:
+        """All workspaces, oldest first."""
+        return sorted(
+            (workspace for workspace in self._workspaces.values() if workspace.record.phase is not Phase.DELETING),
+            key=lambda workspace: workspace.record.created_at,
+        )
+
+    def find(self, reference: str) -> Workspace:
+        """The workspace of this id or name.
+
+        Raises:
+            WorkspaceNotFound: there is none.
+        """
+        workspace = self._workspaces.get(reference) or self._named(reference)
+        if workspace is None or workspace.record.phase is Phase.DELETING:
+            raise WorkspaceNotFound(f"there is no workspace {reference!r}", hint="see `pyro workspace list`")
+        return workspace
+
+    def _named(self, name: str) -> Workspace | None:
+        return next((workspace for workspace in self._workspaces.values() if workspace.record.name == name), None)
+
+    def check_name(self, name: str | None, owner: Workspace | None = None) -> None:
+        """Raises Conflict if a name is taken by another workspace."""
+        other = name and (self._named(name) or self._workspaces.get(name))
+        if other and other is not owner:
+            raise Conflict(
+                f"the name {name!r} is taken by workspace {other.record.workspace_id}", hint="choose another"
+            )
+
+    # --- transitions -------------------------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        params: CreateWorkspace,
+        parts: Parts,
+        report: Report,
+        *,
+        ephemeral: bool = False,
+    ) -> Workspace:
+        """Makes a workspace and starts it; if that fails or is cancelled nothing stays behind."""
+        self.check_name(params.name)
+        self._check_space()
+        workspace_id = os.urandom(6).hex()
+        directory = self._home.workspace(workspace_id)
+        record = WorkspaceRecord(
+            workspace_id=workspace_id,
+            name=params.name,
+            labels=params.labels,
+            environment=parts.environment.name,
+            digest=parts.environment.digest,
+            phase=Phase.CREATING,
+            vcpu_count=params.vcpu_count,
+            mem_mib=params.mem_mib,
+            created_at=time.time(),
+            last_activity_at=time.time(),
+            driver=driver_name(parts.driver),
+            spec=MachineSpec(
+                directory=directory / "vm",
+                kernel=parts.guest.kernel,
+                initramfs=parts.guest.initramfs,
+                tools=parts.guest.tools,
+                base=parts.environment.base,
+                upper=directory / "upper.ext4",
+                vcpu_count=params.vcpu_count,
+                mem_mib=params.mem_mib,
+            ),
+            ephemeral=ephemeral,
+        )
+        self._store.save_workspace(record)
+        workspace = self._workspaces[workspace_id] = Workspace(record, directory, parts.driver, self._store)
+        try:
+            await anyio.to_thread.run_sync(_make_disk, directory, parts.upper, directory / "upper.ext4")
+            report(Progress(phase="boot", detail=f"booting {parts.environment.name}"))
+            await self._tasks.start(workspace.run, name=f"workspace {workspace_id}")
+        except BaseException:
+            with anyio.move_on_after(UNDO_SECONDS, shield=True):
+                await self._destroy(workspace)
+            raise
+        return workspace
+
+    def _check_space(self) -> None:
+        free = shutil.disk_usage(self._home.root).free
+        if free < MIN_FREE_BYTES:
+            raise HostDiskFull(
+                f"only {free >> 20} MiB are free below {self._home.root}",
+                hint=f"a workspace needs {MIN_FREE_BYTES >> 20} MiB to start: delete some, or free space otherwise",
+            )
+
+    async def start(self, workspace: Workspace, report: Report) -> None:
+        """Boots a stopped or failed workspace on its own disk; does nothing to a running one."""
+        async with workspace.transition:
+            if workspace.record.phase is Phase.STARTED:
+                return
+            self._check_space()
+            workspace.record.failure = None
+            workspace.enter(Phase.STARTING)
+            report(Progress(phase="boot", detail=f"booting {workspace.record.environment}"))
+            try:
+                await self._tasks.start(workspace.run, name=f"workspace {workspace.record.workspace_id}")
+            except PyroError as error:
+                workspace.record.failure = str(error)
+                workspace.enter(Phase.FAILED)
+                raise
+            except BaseException:
+                workspace.enter(Phase.STOPPED)
+                raise
+
+    async def stop(self, workspace: Workspace) -> None:
+        """Shuts a workspace down cleanly; does nothing to a stopped one."""
+        async with workspace.transition:
+            if workspace.record.phase is Phase.STOPPED:
+                return
+            workspace.enter(Phase.STOPPING)
+            with anyio.CancelScope(shield=True):  # bounded by the graces of the shutdown itself
+                await workspace.stop()
+            if workspace.record.phase is Phase.STOPPING:
+                workspace.enter(Phase.STOPPED)
+
+    async def delete(self, workspace: Workspace) -> Deleted:
+        """Ends a workspace in whatever state it is and removes all of it."""
+        async with workspace.transition:
+            check_transition(workspace.label, workspace.record.phase, Phase.DELETING)
+            with anyio.CancelScope(shield=True):  # once begun it is finished; bounded by the machine's own graces
+                await self._destroy(workspace)
+        return Deleted(workspace_id=workspace.record.workspace_id, name=workspace.record.name)
+
+    async def _destroy(self, workspace: Workspace) -> None:
+        workspace.record.phase = Phase.DELETING
+        self._store.save_workspace(workspace.record)
+        await workspace.kill()
+        await anyio.to_thread.run_sync(_remove, workspace.directory)
+        self._store.delete_workspace(workspace.record.workspace_id)
+        self._workspaces.pop(workspace.record.workspace_id, None)
+
+    # --- the runtime's own start and end -----------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Takes over what an earlier process left: finishes deletions, undoes creations, adopts running machines."""
+        records = self._store.workspaces()
+        for record in records:
+            directory, driver = self._home.workspace(record.workspace_id), self._drivers.named(record.driver)
+            workspace = Workspace(record, directory, driver, self._store)
+            self._workspaces[record.workspace_id] = workspace
+        known = set(self._workspaces)
+        for directory in self._home.workspaces.iterdir():
+            if directory.name not in known:
+                await anyio.to_thread.run_sync(_remove, directory)
+        async with anyio.create_task_group() as tasks:
+            for workspace in list(self._workspaces.values()):
+                tasks.start_soon(self._recover, workspace, name=f"recover {workspace.record.workspace_id}")
+
+    async def _recover(self, workspace: Workspace) -> None:
+        record = workspace.record
+        if record.phase in (Phase.CREATING, Phase.DELETING) or record.ephemeral:
+            await self._reap(workspace)
+            await self._destroy(workspace)
+        elif record.phase is Phase.STARTED:
+            try:
+                await self._tasks.start(_adopting, workspace, name=f"workspace {record.workspace_id}")
+            except PyroError as error:
+                workspace.give_up(error)
+        elif record.phase in (Phase.STARTING, Phase.STOPPING):
+            await self._reap(workspace)
+            workspace.enter(Phase.STOPPED)
+
+    async def _reap(self, workspace: Workspace) -> None:
+        """Kills a machine that an earlier process left in the middle of a transition."""
+        record = workspace.record
+        if record.machine is not None and record.spec is not None:
+            try:
+                async with workspace.driver.adopt(record.spec, record.machine):
+                    pass  # leaving the context kills it
+            except PyroError:
+                pass  # it is gone already
+            record.machine = None
+
+    async def close(self, *, release: bool) -> None:
+        """Ends all workspaces' tasks, leaving their machines running or stopping them cleanly."""
+        async with anyio.create_task_group() as tasks:
+            for workspace in self.workspaces():
+                tasks.start_soon(self._close, workspace, release)
+
+    async def _close(self, workspace: Workspace, release: bool) -> None:
+        if workspace.record.phase is not Phase.STARTED:
+            return
+        if workspace.record.ephemeral:
+            await self.delete(workspace)
+        elif release:
+            await workspace.release()
+        else:
+            await self.stop(workspace)
+
+
+async def _adopting(workspace: Workspace, *, task_status: TaskStatus[None]) -> None:
+    await workspace.run(adopt=True, task_status=task_status)
+
+
+def _make_disk(directory: Path, template: Path, upper: Path) -> None:
+    (directory / "vm").mkdir(parents=True)
+    try:
+        clone_file(template, upper)
+    except OSError as error:
+        raise HostDiskFull(f"cannot make the workspace's disk: {error.strerror}", hint="free some space") from error
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
