@@ -107,7 +107,7 @@ def _is_ours(stream: SocketStream) -> bool:
     return uid in (0, os.getuid())
 
 
-async def _run(home: Path, ready: Callable[[], None]) -> None:
+async def serve_home(home: Path, ready: Callable[[], None]) -> None:
     async with Runtime(home, leave_running=True) as runtime:
         daemon = Daemon(runtime)
         async with plain_task_group() as tasks:
@@ -154,7 +154,7 @@ def run_daemon(home: Path, ready: Callable[[], None], *, log_to_file: bool) -> i
     )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, handlers=[handler])
     try:
-        anyio.run(_run, home, ready)
+        anyio.run(serve_home, home, ready)
     except PyroError as error:
         _log.error("%s", error)
         return _report(error)

@@ -155,20 +155,20 @@ class Runtime:
         except anyio.get_cancelled_exc_class():
             await execution.cancel_and_wait()
             raise
-        return workspace.result(execution.record.exec_id)
+        return workspace.commands.result(execution.record.exec_id)
 
     async def cancel_exec(self, params: CancelExec, call: Call) -> ExecResult:
         workspace = self._supervisor.find(params.workspace)
-        execution = workspace.execution(params.exec_id)
+        execution = workspace.commands.running(params.exec_id)
         if execution is not None:
             execution.cancel()
             await execution.wait()
-        return workspace.result(params.exec_id)
+        return workspace.commands.result(params.exec_id)
 
     async def logs_workspace(self, params: LogsWorkspace, call: Call) -> WorkspaceLogs:
         workspace = self._supervisor.find(params.workspace)
         return WorkspaceLogs(
-            workspace_id=workspace.record.workspace_id, entries=workspace.history(params.limit, LOG_EXCERPT)
+            workspace_id=workspace.record.workspace_id, entries=workspace.commands.history(params.limit, LOG_EXCERPT)
         )
 
     async def run_in_vm(self, params: RunInVm, call: Call) -> ExecResult:
