@@ -214,7 +214,8 @@ class AsyncPyro:
             WorkspaceNotFound, WrongState, WorkspaceFailed.
         """
         params = _exec_params(workspace, command, cwd, env, user, stdin, timeout_seconds)
-        return await self._call("exec_workspace", params, ExecResult, Call(_pushing(on_event), byte_source(stdin)))
+        async with byte_source(stdin) as source:
+            return await self._call("exec_workspace", params, ExecResult, Call(_pushing(on_event), source))
 
     def stream_exec(
         self,
@@ -236,8 +237,8 @@ class AsyncPyro:
         params = _exec_params(workspace, command, cwd, env, user, stdin, timeout_seconds)
 
         async def run(call: Call) -> ExecResult:
-            call.input = byte_source(stdin)
-            return await self._call("exec_workspace", params, ExecResult, call)
+            async with byte_source(stdin) as call.input:
+                return await self._call("exec_workspace", params, ExecResult, call)
 
         if self._tasks is None:
             raise PyroError("the client is not open", hint="use it as `async with AsyncPyro() as client`")
@@ -273,7 +274,8 @@ class AsyncPyro:
             stdin=stdin is not None,
             timeout_seconds=timeout_seconds,
         )
-        return await self._call("run_in_vm", params, ExecResult, Call(_pushing(on_event), byte_source(stdin)))
+        async with byte_source(stdin) as source:
+            return await self._call("run_in_vm", params, ExecResult, Call(_pushing(on_event), source))
 
     # --- environments ------------------------------------------------------------------------------------------------
 

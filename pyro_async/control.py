@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Final
+import socket
+import struct
+from typing import Final, NamedTuple
 
 import msgspec
+from anyio.abc import SocketAttribute, SocketStream
 
-__all__ = ["STATUS", "STOP", "DaemonStatus", "StopDaemon"]
+__all__ = ["STATUS", "STOP", "Credentials", "DaemonStatus", "StopDaemon", "peer_credentials"]
 
 STATUS: Final = "daemon_status"
 STOP: Final = "daemon_stop"
+
+
+class Credentials(NamedTuple):
+    """Who is at the other end of a unix socket, by the kernel's word."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(stream: SocketStream) -> Credentials:
+    """The credentials of a connected unix socket's peer (SO_PEERCRED)."""
+    layout = struct.Struct("iII")
+    raw = stream.extra(SocketAttribute.raw_socket)
+    return Credentials(*layout.unpack(raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)))
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Self
 
@@ -91,14 +92,29 @@ class ExecStream:
             self._finished.set()
 
 
-def byte_source(stdin: bytes | str | AsyncIterable[bytes] | None) -> AsyncIterator[bytes] | None:
-    """Standard input in whatever form a caller has it, as an async iterator of bytes."""
+@asynccontextmanager
+async def byte_source(
+    stdin: bytes | str | AsyncIterable[bytes] | None,
+) -> AsyncGenerator[AsyncIterator[bytes] | None, None]:
+    """Standard input in whatever form a caller has it, as an async iterator of bytes.
+
+    Leaving the context closes an async generator: a command that ends early leaves it unfinished.
+    """
     if stdin is None:
-        return None
+        yield None
+        return
+    source: AsyncIterator[bytes]
     if isinstance(stdin, bytes | str):
-        return _once(stdin.encode() if isinstance(stdin, str) else stdin)
-    return aiter(stdin)
+        source = _once(stdin.encode() if isinstance(stdin, str) else stdin)
+    else:
+        source = aiter(stdin)
+    try:
+        yield source
+    finally:
+        if isinstance(source, AsyncGenerator):
+            with anyio.CancelScope(shield=True):
+                await source.aclose()
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
+async def _once(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,12 +13,21 @@ from typing import Final
 
 import anyio
 import msgspec
-from anyio.abc import ByteStream
+from anyio.abc import SocketStream
 
 from pyro_async import __version__
 from pyro_async.calls import Call, Transport
-from pyro_async.control import STATUS, STOP, DaemonStatus, StopDaemon
-from pyro_async.errors import DaemonUnavailable, Failure, HomeBusy, HomeUnusable, PyroError, error_from_failure
+from pyro_async.control import STATUS, STOP, DaemonStatus, StopDaemon, peer_credentials
+from pyro_async.errors import (
+    DaemonUnavailable,
+    Failure,
+    HomeBusy,
+    HomeUnusable,
+    LinkLost,
+    PyroError,
+    VersionMismatch,
+    error_from_failure,
+)
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
 from pyro_async.operations import OPERATIONS, ExecOutput, Operation, Params, Result
@@ -29,6 +40,8 @@ __all__ = ["DaemonStatus", "SocketTransport", "daemon_status", "daemon_transport
 #: How long a daemon may take to answer after it was started, or to let go of the home after it was stopped.
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 90.0
+#: How long a daemon may take to greet.
+GREETING_SECONDS: Final = 15.0
 #: How long the daemon may take to confirm that a cancelled operation is undone.
 CANCEL_GRACE: Final = 60.0
 
@@ -101,17 +114,20 @@ async def daemon_transport(home: Path) -> AsyncIterator[Transport]:
 
 
 @asynccontextmanager
-async def _connected(stream: ByteStream) -> AsyncIterator[Connection]:
+async def _connected(stream: SocketStream) -> AsyncIterator[Connection]:
     connection = Connection(stream, role=Role.CLIENT, hello=Hello(software=__version__))
     async with plain_task_group() as tasks:
-        await tasks.start(connection.run)
+        with anyio.move_on_after(GREETING_SECONDS) as silent:
+            await tasks.start(connection.run)
+        if silent.cancelled_caught:
+            raise DaemonUnavailable("the daemon does not answer", hint="it may be stopped or overloaded; see its log")
         try:
             yield connection
         finally:
             connection.close()
 
 
-async def _reach(home: Home) -> ByteStream:
+async def _reach(home: Home) -> SocketStream:
     """A stream to the daemon. Of several that are started at once one wins, and all clients reach that one."""
     stream = await _connect(home)
     if stream is not None:
@@ -131,7 +147,7 @@ async def _reach(home: Home) -> ByteStream:
     )
 
 
-async def _connect(home: Home) -> ByteStream | None:
+async def _connect(home: Home) -> SocketStream | None:
     try:
         return await anyio.connect_unix(home.socket)
     except (FileNotFoundError, ConnectionRefusedError):
@@ -172,10 +188,17 @@ async def stop_daemon(home: Path, *, all: bool = False) -> bool:  # noqa: A002 -
     stream = await _connect(Home(home))
     if stream is None:
         return False
-    async with _connected(stream) as connection:
-        await connection.call(STOP, StopDaemon(all=all), object)
-        with anyio.move_on_after(STOP_SECONDS):
-            await connection.wait_down()
-            await anyio.to_thread.run_sync(Home(home).wait_free, abandon_on_cancel=True)
-            return True
+    pid = peer_credentials(stream).pid
+    try:
+        async with _connected(stream) as connection:
+            await connection.call(STOP, StopDaemon(all=all), object)
+    except VersionMismatch:
+        if all:
+            raise
+        os.kill(pid, signal.SIGTERM)  # every version understands that
+    except LinkLost:
+        pass  # it was about to stop anyway
+    with anyio.move_on_after(STOP_SECONDS):
+        await anyio.to_thread.run_sync(Home(home).wait_free, abandon_on_cancel=True)
+        return True
     raise DaemonUnavailable("the daemon does not stop", hint=f"see {Home(home).daemon_log}")

@@ -10,8 +10,6 @@ import argparse
 import logging
 import os
 import signal
-import socket
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -22,11 +20,11 @@ from typing import Final
 import anyio
 import msgspec
 from anyio import TASK_STATUS_IGNORED
-from anyio.abc import SocketAttribute, SocketStream, TaskStatus
+from anyio.abc import SocketStream, TaskStatus
 
 from pyro_async import __version__
 from pyro_async.calls import Call
-from pyro_async.control import STATUS, STOP, DaemonStatus, StopDaemon
+from pyro_async.control import STATUS, STOP, DaemonStatus, StopDaemon, peer_credentials
 from pyro_async.errors import InternalError, PyroError, UnknownOperation
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
@@ -76,7 +74,7 @@ class Daemon:
         self._stop.set()
 
     async def _client(self, stream: SocketStream) -> None:
-        if not _is_ours(stream):
+        if peer_credentials(stream).uid not in (0, os.getuid()):
             await anyio.aclose_forcefully(stream)
             return
         try:
@@ -98,13 +96,6 @@ class Daemon:
             self.stop()
             return None
         raise UnknownOperation(f"there is no operation {request.method!r}", hint="use the daemon's version of pyro")
-
-
-def _is_ours(stream: SocketStream) -> bool:
-    """Whether the peer runs as the daemon's user, or as root."""
-    peer = stream.extra(SocketAttribute.raw_socket).getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _pid, uid, _gid = struct.unpack("iII", peer)
-    return uid in (0, os.getuid())
 
 
 async def serve_home(home: Path, ready: Callable[[], None]) -> None:

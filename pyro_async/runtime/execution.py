@@ -6,13 +6,14 @@ that nothing is lost, doubled or run twice.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import anyio
 
-from pyro_async.errors import LinkLost, ProtocolError, PyroError
+from pyro_async.errors import GuestUnresponsive, LinkLost, ProtocolError, PyroError
 from pyro_async.operations import INLINE_OUTPUT_LIMIT, ExecResult
 from pyro_async.runtime.link import Link
 from pyro_async.runtime.output import Excerpt, Journal
@@ -23,6 +24,8 @@ from pyro_async.wire.guest import STDERR, STDIN, STDOUT, Attach, Exec, ExecExit,
 
 __all__ = ["CANCEL_GRACE", "Execution", "exec_result"]
 
+#: How long after a command's timeout, which the agent keeps, its end must be known.
+TIMEOUT_GRACE: Final = 30.0
 #: How long the agent may take to confirm that a cancelled command's tree is gone.
 CANCEL_GRACE: Final = 10.0
 
@@ -61,21 +64,28 @@ class Execution:
             link: to the guest.
             save: records the end; called exactly once, before anyone who waits wakes.
         """
+        seconds = math.inf if self._call is None else (self._call.timeout_seconds or math.inf) + TIMEOUT_GRACE
         try:
-            while self.record.exit is None:
-                connection = await link.connection()
-                try:
-                    await self._pump(self._open(connection.open))
-                except LinkLost:
-                    self._attached = anyio.Event()
-                    self._stream = None
-                except ProtocolError as error:
-                    link.fail(error)
-                    raise
+            with anyio.move_on_after(seconds) as overdue:
+                await self._follow(link)
+            if overdue.cancelled_caught:
+                raise GuestUnresponsive("the guest has not ended a command whose time was up", hint="see its console")
         except PyroError as error:
             self.error = self.error or error
         finally:
             self._finish(save)
+
+    async def _follow(self, link: Link) -> None:
+        while self.record.exit is None:
+            connection = await link.connection()
+            try:
+                await self._pump(self._open(connection.open))
+            except LinkLost:
+                self._attached = anyio.Event()
+                self._stream = None
+            except ProtocolError as error:
+                link.fail(error)
+                raise
 
     def fail(self, error: PyroError) -> None:
         """Says why the command's end will never be known; its task is then cancelled."""
@@ -189,16 +199,29 @@ class Execution:
             self._stream.cancel()
 
     async def wait(self) -> None:
-        """Waits for the end; raises the error if the command could not be followed to it."""
+        """Waits for the end.
+
+        Raises:
+            PyroError: the command could not be followed to its end.
+        """
         await self._ended.wait()
         if self.error is not None:
             raise self.error
 
     async def cancel_and_wait(self) -> None:
-        """Kills the command and waits, bounded and shielded, for the agent's confirmation."""
+        """Kills the command and waits, bounded and shielded, for the agent's confirmation.
+
+        Raises:
+            GuestUnresponsive: it did not come.
+        """
         self.cancel()
         with anyio.move_on_after(CANCEL_GRACE, shield=True):
             await self._ended.wait()
+            return
+        raise GuestUnresponsive(
+            f"the guest has not confirmed within {CANCEL_GRACE:g} s that command {self.record.exec_id} is gone",
+            hint="stop or delete the workspace",
+        )
 
 
 #: Standard input is sent in pieces of this size, so that what is kept for a reconnect stays bounded by the window.

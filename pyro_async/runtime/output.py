@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -192,10 +192,11 @@ class Journal:
                 cursor = record.end
                 yield record
 
-    async def follow(self, cursor: int = 0) -> AsyncIterator[Record]:
+    async def follow(self, cursor: int = 0) -> AsyncGenerator[Record, None]:
         """Records from ``cursor`` on, as they are written, until the journal is closed.
 
-        A cursor older than :attr:`begin` goes on there. What this reader has not taken yet is not dropped.
+        A cursor older than :attr:`begin` goes on there. What this reader has not taken yet is not dropped, so close the
+        generator (``contextlib.aclosing``) when it is left early.
         """
         token = object()
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -83,8 +83,8 @@ class Runtime:
             stack.enter_context(self.home.owned())
             self._store = Store(self.home.database)
             stack.callback(self._store.close)
-            tasks = await stack.enter_async_context(plain_task_group())
-            self._supervisor = Supervisor(self.home, self._store, self._drivers, tasks)
+            self._tasks = await stack.enter_async_context(plain_task_group())
+            self._supervisor = Supervisor(self.home, self._store, self._drivers, self._tasks)
             stack.push_async_callback(self._close)
             await self._supervisor.recover()
             self._stack = stack.pop_all()
@@ -98,6 +98,7 @@ class Runtime:
     async def _close(self) -> None:
         with anyio.move_on_after(CLOSE_SECONDS, shield=True):
             await self._supervisor.close(release=self.leave_running)
+        self._tasks.cancel_scope.cancel()
 
     # --- workspaces --------------------------------------------------------------------------------------------------
 
@@ -161,8 +162,7 @@ class Runtime:
         workspace = self._supervisor.find(params.workspace)
         execution = workspace.commands.running(params.exec_id)
         if execution is not None:
-            execution.cancel()
-            await execution.wait()
+            await execution.cancel_and_wait()
         return workspace.commands.result(params.exec_id)
 
     async def logs_workspace(self, params: LogsWorkspace, call: Call) -> WorkspaceLogs:
@@ -228,8 +228,9 @@ async def _relay(workspace_id: str, execution: Execution, call: Call) -> None:
 
 
 async def _relay_output(journal: Journal, call: Call) -> None:
-    async for piece in journal.follow():
-        await call.emit(ExecOutput(stream="stdout" if piece.channel == STDOUT else "stderr", data=piece.data))
+    async with aclosing(journal.follow()) as pieces:
+        async for piece in pieces:
+            await call.emit(ExecOutput(stream="stdout" if piece.channel == STDOUT else "stderr", data=piece.data))
 
 
 class _Report(Protocol):

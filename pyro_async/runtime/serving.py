@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, Self
 
 import anyio
 from anyio.abc import ByteStream
@@ -49,16 +49,27 @@ async def _operate(stream: Stream, request: Request, operation: Operation, trans
         stream.on_cancel = scope.cancel
         if stream.cancelled:
             scope.cancel()
-        return await transport.call(operation.name, params, Call(emit, _input(stream) if operation.input else None))
+        source = _Input(stream) if operation.input else None
+        return await transport.call(operation.name, params, Call(emit, source))
     raise LinkLost("the caller cancelled the operation")
 
 
-async def _input(stream: Stream) -> AsyncIterator[bytes]:
-    """What the client sends on the stream, acknowledged as it is taken."""
-    while True:
-        item = await stream.receive()
-        if isinstance(item, Data):
-            yield item.data
-            stream.grant(len(item.data))
-        elif isinstance(item, Eof | Cancel):
-            return
+class _Input:
+    """What the client sends on a stream, each piece acknowledged when the next is asked for."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._taken = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._stream.grant(self._taken)
+        while True:
+            item = await self._stream.receive()
+            if isinstance(item, Data):
+                self._taken = len(item.data)
+                return item.data
+            if isinstance(item, Eof | Cancel):
+                raise StopAsyncIteration
