@@ -339,7 +339,7 @@ class Environment(Result, frozen=True):
     """One environment.
 
     Attributes:
-        digest: sha256 of everything it was built from, hex; None if it is not built.
+        digest: checksum of its image, hex; None if it is not built.
         size_bytes: allocated size of its image on the host.
         packages: what the recipe installs beyond the base system.
     """
