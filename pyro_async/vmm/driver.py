@@ -77,9 +77,10 @@ class Machine(Protocol):
     async def connect(self) -> ByteStream:
         """Opens a fresh byte stream to the guest's agent channel.
 
-        Returns as soon as the host side is connected; the agent may not be listening yet and bytes sent wait for it.
-        A second call supersedes the first stream. Blocks up to a few seconds; raises
-        :class:`~pyro_async.errors.LinkLost` if the machine is gone.
+        A serial channel is connected at once: the agent may not be listening yet and bytes sent wait for it. A vsock
+        channel is connected when the agent listens. A second call supersedes the first stream. Raises
+        :class:`~pyro_async.errors.LinkLost` if the machine is gone, :class:`~pyro_async.errors.GuestUnresponsive` if
+        nobody answers for a minute.
         """
         ...
 
