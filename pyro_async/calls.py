@@ -6,13 +6,15 @@ changes neither.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
 from pyro_async.errors import InvalidArgument
-from pyro_async.operations import ExecOutput, ExecStarted, Params, Progress, Result
+from pyro_async.operations import PATTERNS, ExecOutput, ExecStarted, Params, Progress, Result
+from pyro_async.wire.codec import encode
 
 __all__ = ["Call", "CallEvent", "Emit", "Transport", "checked"]
 
@@ -21,6 +23,8 @@ CallEvent = Progress | ExecStarted | ExecOutput
 Emit = Callable[[CallEvent], Awaitable[None]]
 
 P = TypeVar("P", bound=Params)
+
+_TYPE_WORDS: Final = {"str": "text", "int": "a whole number", "float": "a number", "array": "a list", "object": "a map"}
 
 
 async def _drop(event: CallEvent) -> None:
@@ -63,8 +67,8 @@ def checked(params: P) -> P:
         InvalidArgument: a value has the wrong type or breaks a constraint; the message names the field.
     """
     try:
-        return msgspec.convert(msgspec.to_builtins(params), type(params))
-    except msgspec.ValidationError as error:
+        return decode_params(encode(params), type(params))
+    except TypeError as error:  # a value of a type that cannot be encoded at all
         raise InvalidArgument(_readable(error)) from error
 
 
@@ -81,7 +85,14 @@ def decode_params(data: Any, kind: type[P]) -> P:  # noqa: ANN401 - msgspec.Raw 
 
 
 def _readable(error: Exception) -> str:
-    """Turns "… - at `$.name`" into a sentence that starts with the field."""
+    """Turns msgspec's "Expected … - at `$.name`" into a sentence that starts with the field, patterns into words."""
     text, _, where = str(error).partition(" - at ")
-    field = where.strip("`").removeprefix("$.").removeprefix("$")
+    for pattern, words in PATTERNS.items():
+        if repr(pattern) in text:
+            text = f"must be {words}"
+    for type_name, words in _TYPE_WORDS.items():
+        text = text.replace(f"`{type_name}`", words)
+    field = re.sub(r"\[\.\.\.\]$", "", where.rpartition("$.")[2].strip("`"))
+    if "key" in where.partition("$.")[0]:
+        field += " name"
     return f"{field}: {text}" if field else text

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyro_async.errors import DriverUnavailable
+from pyro_async.images.progress import Report
+from pyro_async.operations import Progress
 from pyro_async.vmm.driver import Driver
 from pyro_async.vmm.probe import select_driver
 from pyro_async.vmm.qemu import QemuDriver
@@ -25,7 +27,7 @@ class Drivers:
         self._cache = cache
         self._candidates = tuple(candidates) or (QemuDriver("kvm"), QemuDriver("tcg"))
 
-    async def choose(self, kernel: Path) -> Driver:
+    async def choose(self, kernel: Path, report: Report) -> Driver:
         """The first driver that runs a guest here; boots probe guests if that is not known yet.
 
         Raises:
@@ -33,7 +35,11 @@ class Drivers:
         """
         if len(self._candidates) == 1:
             return self._candidates[0]
-        return await select_driver(self._candidates, kernel, self._cache)
+
+        def on_probe(driver: Driver) -> None:
+            report(Progress(phase="probe", detail=f"finding out whether {driver_name(driver)} runs guests here"))
+
+        return await select_driver(self._candidates, kernel, self._cache, on_probe)
 
     def named(self, name: str) -> Driver:
         """The driver that ``driver/acceleration`` names, or its default acceleration."""

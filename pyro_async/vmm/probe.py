@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import anyio
@@ -49,12 +49,15 @@ async def probe(driver: Driver, kernel: Path) -> Probe:
     )
 
 
-async def select_driver(candidates: Iterable[Driver], kernel: Path, cache: Path) -> Driver:
+async def select_driver(
+    candidates: Iterable[Driver], kernel: Path, cache: Path, on_probe: Callable[[Driver], None] = lambda driver: None
+) -> Driver:
     """Returns the first of ``candidates``, best first, that runs a guest; probes until one does.
 
-    Results are kept in the JSON file ``cache`` for as long as the VMM's binary, the kernel, the host's boot and the
-    access to /dev/kvm stay the same. Failures are kept only beside a success: a host that was merely busy is probed
-    again. Takes up to a minute without a cache; raises :class:`~pyro_async.errors.DriverUnavailable` if none works.
+    ``on_probe`` is called before each. Results are kept in the JSON file ``cache`` for as long as the VMM's binary, the
+    kernel, the host's boot and the access to /dev/kvm stay the same. Failures are kept only beside a success: a host
+    that was merely busy is probed again. Takes up to a minute without a cache; raises
+    :class:`~pyro_async.errors.DriverUnavailable` if none works.
     """
     known = await to_thread.run_sync(_read_cache, cache)
     probed: dict[str, Probe] = {}
@@ -67,6 +70,8 @@ async def select_driver(candidates: Iterable[Driver], kernel: Path, cache: Path)
             )
             key = f"{driver.name} {driver.acceleration} missing"
         else:
+            if key not in known:
+                on_probe(driver)
             result = known.get(key) or await probe(driver, kernel)
         probed[key] = result
         if result.works:

@@ -34,7 +34,7 @@ _MACHINE = (
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 _TCG_CPU = "max,la57=off,erms=off,fsrm=off"
-"""Everything TCG has, but for longer page tables, which slow it down, and for fast string moves, which it claims to have
+"""Everything TCG has, but for longer page tables, which slow it down, and for fast string moves, which it says it has
 and executes byte by byte: without them the guest's kernel copies memory several times faster."""
 
 _KERNEL_ARGUMENTS = (
