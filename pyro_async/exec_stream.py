@@ -11,7 +11,6 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pyro_async.calls import Call, CallEvent
-from pyro_async.errors import PyroError
 from pyro_async.operations import ExecEvent, ExecResult, Progress
 
 __all__ = ["ExecStream", "byte_source"]
@@ -30,13 +29,14 @@ class ExecStream:
     def __init__(self, run: Callable[[Call], Awaitable[ExecResult]], tasks: TaskGroup) -> None:
         self._run = run
         self._tasks = tasks
-        self._send, self._receive = anyio.create_memory_object_stream[ExecEvent](_BUFFERED_EVENTS)
         self._scope = anyio.CancelScope()
         self._finished = anyio.Event()
         self._started = False
-        self._error: PyroError | None = None
+        self._entered = False
+        self._error: Exception | None = None
 
     async def __aenter__(self) -> Self:
+        self._entered = True
         self._start()
         return self
 
@@ -53,11 +53,13 @@ class ExecStream:
         try:
             return await self._receive.receive()
         except anyio.EndOfStream:
+            self._receive.close()
             if self._error is not None:
                 raise self._error from None
             raise StopAsyncIteration from None
         except anyio.get_cancelled_exc_class():
-            await self.aclose()
+            if not self._entered:  # nothing else would end the command then
+                await self.aclose()
             raise
 
     async def aclose(self) -> None:
@@ -66,12 +68,12 @@ class ExecStream:
         if self._started:
             with anyio.CancelScope(shield=True):  # bounded by the transport's own grace
                 await self._finished.wait()
-        self._send.close()
-        self._receive.close()
+            self._receive.close()
 
     def _start(self) -> None:
         if not self._started:
             self._started = True
+            self._send, self._receive = anyio.create_memory_object_stream[ExecEvent](_BUFFERED_EVENTS)
             self._tasks.start_soon(self._pump, name="exec stream")
 
     async def _pump(self) -> None:
@@ -83,10 +85,10 @@ class ExecStream:
             with self._scope:
                 result = await self._run(Call(emit))
                 await self._send.send(result)
-        except PyroError as error:
-            self._error = error
         except anyio.BrokenResourceError:
             pass  # closed by the reader
+        except Exception as error:  # the operation's, or that of the caller's standard input
+            self._error = error
         finally:
             self._send.close()
             self._finished.set()

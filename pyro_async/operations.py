@@ -16,6 +16,7 @@ __all__ = [
     "BASELINE",
     "INLINE_OUTPUT_LIMIT",
     "OPERATIONS",
+    "PATTERNS",
     "WORKSPACE_PATH",
     "BuildEnvironment",
     "CancelExec",
@@ -54,15 +55,21 @@ BASELINE: Final = "baseline"
 #: Bytes of stdout, and of stderr, that a result carries; of longer output the head and the tail are kept.
 INLINE_OUTPUT_LIMIT: Final = 1024 * 1024
 
-_NAME_PATTERN: Final = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
-_VARIABLE_PATTERN: Final = r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z"
+NAME_PATTERN: Final = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+VARIABLE_PATTERN: Final = r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z"
 
-Name = Annotated[str, Meta(pattern=_NAME_PATTERN, description="1 to 64 of A-Z a-z 0-9 . _ -, not starting with . _ -")]
+#: The patterns in words, for people and models who broke one.
+PATTERNS: Final = {
+    NAME_PATTERN: "1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit",
+    VARIABLE_PATTERN: "1 to 64 letters, digits or '_', not starting with a digit",
+}
+
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, description=PATTERNS[NAME_PATTERN])]
 LabelValue = Annotated[str, Meta(max_length=256)]
 Labels = dict[Name, LabelValue]
 WorkspaceRef = Annotated[str, Meta(min_length=1, max_length=64, description="a workspace's id or its name")]
 EnvironmentName = Annotated[str, Meta(min_length=1, max_length=256, description="an environment, such as debian:12")]
-VariableName = Annotated[str, Meta(pattern=_VARIABLE_PATTERN)]
+VariableName = Annotated[str, Meta(pattern=VARIABLE_PATTERN, description=PATTERNS[VARIABLE_PATTERN])]
 VcpuCount = Annotated[int, Meta(ge=1, le=8)]
 MemMib = Annotated[int, Meta(ge=128, le=32768)]
 Timeout = Annotated[
@@ -376,20 +383,25 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         name: the SDK's method.
         params, result: its types.
         cli: the command's words after ``pyro``.
+        mcp: the tool's name; None if models have no such tool.
+        mcp_absent: why they have none.
         events: type of the events streamed before the result, None if there are none.
         input: whether bytes are streamed in.
-        read_only, destructive, idempotent: hints, as MCP defines them.
+        read_only, destructive, idempotent, open_world: hints, as MCP defines them.
     """
 
     name: str
     params: type[Params]
     result: type[Result]
     cli: str
+    mcp: str | None = None
+    mcp_absent: str | None = None
     events: Any = None
     input: bool = False
     read_only: bool = False
     destructive: bool = False
     idempotent: bool = False
+    open_world: bool = False
 
 
 OPERATIONS: Final[dict[str, Operation]] = {
@@ -400,13 +412,16 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=CreateWorkspace,
             result=Workspace,
             cli="workspace create",
+            mcp="workspace_create",
             events=Progress,
+            open_world=True,  # fetches the environment's packages if it has to be built
         ),
         Operation(
             name="list_workspaces",
             params=ListWorkspaces,
             result=WorkspaceList,
             cli="workspace list",
+            mcp="workspace_list",
             read_only=True,
             idempotent=True,
         ),
@@ -415,6 +430,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=StatusWorkspace,
             result=Workspace,
             cli="workspace status",
+            mcp="workspace_status",
             read_only=True,
             idempotent=True,
         ),
@@ -423,6 +439,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=UpdateWorkspace,
             result=Workspace,
             cli="workspace update",
+            mcp="workspace_update",
             idempotent=True,
         ),
         Operation(
@@ -430,6 +447,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=DeleteWorkspace,
             result=Deleted,
             cli="workspace delete",
+            mcp="workspace_delete",
             destructive=True,
         ),
         Operation(
@@ -437,6 +455,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=ExecWorkspace,
             result=ExecResult,
             cli="workspace exec",
+            mcp="workspace_exec",
             events=ExecStarted | ExecOutput,
             input=True,
             destructive=True,
@@ -446,6 +465,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=CancelExec,
             result=ExecResult,
             cli="workspace cancel",
+            mcp="exec_cancel",
             destructive=True,
             idempotent=True,
         ),
@@ -454,6 +474,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=LogsWorkspace,
             result=WorkspaceLogs,
             cli="workspace logs",
+            mcp="workspace_logs",
             read_only=True,
             idempotent=True,
         ),
@@ -462,6 +483,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=StopWorkspace,
             result=Workspace,
             cli="workspace stop",
+            mcp="workspace_stop",
             idempotent=True,
         ),
         Operation(
@@ -469,6 +491,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=StartWorkspace,
             result=Workspace,
             cli="workspace start",
+            mcp="workspace_start",
             events=Progress,
             idempotent=True,
         ),
@@ -477,15 +500,18 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=RunInVm,
             result=ExecResult,
             cli="run",
+            mcp="vm_run",
             events=Progress | ExecStarted | ExecOutput,
             input=True,
             destructive=True,
+            open_world=True,  # fetches the environment's packages if it has to be built
         ),
         Operation(
             name="list_environments",
             params=ListEnvironments,
             result=EnvironmentList,
             cli="env list",
+            mcp="env_list",
             read_only=True,
             idempotent=True,
         ),
@@ -494,14 +520,17 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=BuildEnvironment,
             result=Environment,
             cli="env build",
+            mcp_absent="workspace_create and vm_run build what is missing; to build anew is for whoever owns the host",
             events=Progress,
             idempotent=True,
+            open_world=True,  # fetches the environment's packages if it has to be built
         ),
         Operation(
             name="inspect_environment",
             params=InspectEnvironment,
             result=Environment,
             cli="env inspect",
+            mcp_absent="env_list carries the same fields",
             read_only=True,
             idempotent=True,
         ),
@@ -510,6 +539,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
             params=PruneEnvironments,
             result=Pruned,
             cli="env prune",
+            mcp_absent="what may go from the host's disk is for its owner to decide",
             destructive=True,
             idempotent=True,
         ),

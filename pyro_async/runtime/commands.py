@@ -94,7 +94,7 @@ class Commands:
         self._store.save_exec(record)
         self._last = record
         self.last_activity_at = record.started_at
-        execution = Execution(record, self._output.journal(record.exec_id), call)
+        execution = Execution(record, self._output.journal(record.exec_id, writing=True), call)
         self._follow(execution, tasks, link)
         return execution
 
@@ -126,7 +126,7 @@ class Commands:
         held = {entry.exec_id for entry in await connection.call(Running.method, Running(), list[RunningExec])}
         for record in self._store.running_execs(self._workspace_id):
             if record.exec_id in held:
-                self._follow(Execution(record, self._output.journal(record.exec_id), None), tasks, link)
+                self._follow(Execution(record, self._output.journal(record.exec_id, writing=True), None), tasks, link)
             else:
                 self._lose(record)
 
@@ -168,7 +168,7 @@ class Commands:
         record = execution.record
         self._running.pop(record.exec_id, None)
         self.last_activity_at = time.time()
-        if isinstance(execution.error, InvalidArgument):
+        if isinstance(execution.error, InvalidArgument) and not execution.started:
             self._store.delete_exec(record)
             if self._last is record:
                 self._last = self._newest()

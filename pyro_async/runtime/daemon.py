@@ -81,6 +81,8 @@ class Daemon:
             await serve_client(stream, self._transport, self._control)
         except PyroError as error:
             _log.info("a client was refused: %s", error)
+        except Exception:  # a defect met by one client must not end the daemon
+            _log.exception("serving a client failed")
 
     async def _control(self, request: Request) -> object:
         if request.method == STATUS:

@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import anyio
+from anyio.abc import TaskGroup
 
 from pyro_async.errors import GuestUnresponsive, LinkLost, ProtocolError, PyroError
+from pyro_async.groups import plain_task_group
 from pyro_async.operations import INLINE_OUTPUT_LIMIT, ExecResult
 from pyro_async.runtime.link import Link
 from pyro_async.runtime.output import Excerpt, Journal
@@ -54,7 +56,7 @@ class Execution:
         self._cancelled = False
         self._unacknowledged: deque[bytes] = deque()  # of stdin, oldest first
         self._stdin_begin = 0  # offset of the first of them
-        self._stdin_granted = 0  # what the current stream had granted when they were last trimmed
+        self._stdin_base = 0  # offset at which the current stream began
         self._stdin_closed = False
 
     async def run(self, link: Link, save: Callable[[Execution], None]) -> None:
@@ -79,10 +81,12 @@ class Execution:
         while self.record.exit is None:
             connection = await link.connection()
             try:
-                await self._pump(self._open(connection.open))
+                async with plain_task_group() as tasks:
+                    await self._pump(self._open(connection.open), tasks)
             except LinkLost:
-                self._attached = anyio.Event()
                 self._stream = None
+                if self._attached.is_set():  # else somebody waits for this one
+                    self._attached = anyio.Event()
             except ProtocolError as error:
                 link.fail(error)
                 raise
@@ -113,9 +117,11 @@ class Execution:
         attach = Attach(exec_id=self.record.exec_id, stdout_offset=counts[STDOUT], stderr_offset=counts[STDERR])
         return open_stream(Attach.method, attach)
 
-    async def _pump(self, stream: Stream) -> None:
+    async def _pump(self, stream: Stream, tasks: TaskGroup) -> None:
+        self._stream = stream
         if self._cancelled:
             stream.cancel()
+        announced = False
         while True:
             item = await stream.receive()
             if isinstance(item, Data):
@@ -124,9 +130,11 @@ class Execution:
                 await self._keep(stream, item)
                 stream.grant(len(item.data))
             elif isinstance(item, Message):
-                started = decode(item.payload, ExecStarted)
+                if announced:
+                    raise ProtocolError("the agent announced a command twice")
+                announced = True
+                self._announced(stream, decode(item.payload, ExecStarted), tasks)
                 stream.grant(len(item.payload))
-                await self._attach(stream, started)
             elif isinstance(item, End):
                 self.record.exit = outcome(item, ExecExit)
                 return
@@ -145,13 +153,23 @@ class Execution:
         """Whether the agent ever confirmed that the command exists."""
         return self._started
 
-    async def _attach(self, stream: Stream, started: ExecStarted) -> None:
+    def _announced(self, stream: Stream, started: ExecStarted, tasks: TaskGroup) -> None:
         """Continues stdin where the agent has it, then lets writers go on."""
         self._started = True
-        self._drop_stdin(started.stdin_offset - self._stdin_begin)
-        self._stream, self._stdin_granted = stream, stream.granted
+        self._drop_stdin(started.stdin_offset)
+        self._stdin_base = self._stdin_begin
+        if self._unacknowledged:
+            # Not here: the command may want its output taken before it reads on.
+            tasks.start_soon(self._send_again, stream)
+        else:
+            self._go_on(stream)
+
+    async def _send_again(self, stream: Stream) -> None:
         for chunk in list(self._unacknowledged):
             await stream.send(chunk, STDIN)
+        self._go_on(stream)
+
+    def _go_on(self, stream: Stream) -> None:
         if self._stdin_closed:
             stream.send_eof()
         self._attached.set()
@@ -166,8 +184,7 @@ class Execution:
             if self._ended.is_set():
                 return
         self._stdin_closed = True
-        await self._attached.wait()
-        if self._stream is not None:
+        if self._attached.is_set() and self._stream is not None:
             self._stream.send_eof()
 
     async def _send_stdin(self, chunk: bytes) -> None:
@@ -180,22 +197,22 @@ class Execution:
             await stream.send(chunk, STDIN)
         except LinkLost:
             return  # sent again by the next attach, or the command has ended
-        self._drop_stdin(stream.granted - self._stdin_granted)
-        self._stdin_granted = stream.granted
+        if stream is self._stream:
+            self._drop_stdin(self._stdin_base + stream.granted)
 
-    def _drop_stdin(self, size: int) -> None:
-        """Forgets ``size`` bytes of stdin that the agent has taken over."""
-        while size > 0 and self._unacknowledged:
+    def _drop_stdin(self, offset: int) -> None:
+        """Forgets the stdin before ``offset``, which the agent has taken over."""
+        while self._stdin_begin < offset and self._unacknowledged:
             chunk = self._unacknowledged.popleft()
-            self._stdin_begin += min(size, len(chunk))
-            if size < len(chunk):
-                self._unacknowledged.appendleft(chunk[size:])
-            size -= len(chunk)
+            rest = chunk[offset - self._stdin_begin :]
+            self._stdin_begin += len(chunk) - len(rest)
+            if rest:
+                self._unacknowledged.appendleft(rest)
 
     def cancel(self) -> None:
         """Asks the agent to kill the command's tree. Does nothing once it has ended."""
         self._cancelled = True
-        if self._stream is not None:
+        if self._stream is not None and not self._ended.is_set():
             self._stream.cancel()
 
     async def wait(self) -> None:

@@ -19,7 +19,7 @@ __all__ = ["Link"]
 
 #: How long one attempt to synchronise may take before it is made afresh: an agent that missed the break needs one.
 _ATTEMPT_SECONDS: Final = 5.0
-#: Pause between attempts that were refused at once.
+#: Pause between attempts, in which an agent that waits for the rest of a frame notices that nobody is there.
 _PAUSE_SECONDS: Final = 0.05
 #: How long a running guest may stay silent after its connection broke.
 _RECONNECT_SECONDS: Final = 30.0
@@ -86,12 +86,12 @@ class Link:
                         try:
                             return await self._attempt(tasks)
                         except LinkLost:
-                            # The machine is about to exit, which cancels this task, or to accept.
-                            await anyio.sleep(_PAUSE_SECONDS)
+                            pass  # the machine is about to exit, which cancels this task, or to accept
+                    await anyio.sleep(_PAUSE_SECONDS)
         except TimeoutError:
             raise GuestUnresponsive(
                 f"the guest's agent did not answer within {seconds:g} s",
-                hint="see the console in `pyro workspace status`; more memory may help",
+                hint="the end of its console may tell why; more memory may help",
             ) from None
 
     async def _attempt(self, tasks: TaskGroup) -> Connection:

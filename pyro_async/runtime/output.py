@@ -1,9 +1,10 @@
 """Output of commands, kept on the host in files: written by one task each, read by any number, from any cursor.
 
 A journal is a sequence of records ``[u8 channel][u32 length]`` and bytes, in segment files named by the offset at which
-they start. A *cursor* is an offset into the journal at a record's boundary. All journals of a workspace share a budget:
-when it is exceeded the oldest segments go, but not those that a live reader has yet to read; then the writer waits for
-the reader instead, and so does the command in the guest.
+they start and by how much of each channel lies before it. A *cursor* is an offset into the journal at a record's
+boundary. All journals of a workspace share a budget: when it is exceeded the oldest segments go, but not those that a
+live reader has yet to read; then the writer waits for its reader instead, and so does the command in the guest. It never
+waits for the reader of another command: one segment of its own it may always have.
 """
 
 from __future__ import annotations
@@ -67,39 +68,50 @@ class OutputStore:
         self._loaded = False
         self._progress = anyio.Event()
 
-    def journal(self, exec_id: str) -> Journal:
-        """The journal of a command: a new one, or what was written before, by this process or an earlier one."""
+    def journal(self, exec_id: str, *, writing: bool = False) -> Journal:
+        """The journal of a command: a new one, or what was written before, by this process or an earlier one.
+
+        Args:
+            exec_id: the command.
+            writing: whether more will be written, so that readers wait for it until :meth:`Journal.close`.
+        """
         if not self._loaded:
             self._load()
         journal = self._journals.get(exec_id)
         if journal is None:
             journal = Journal(self, exec_id)
+        journal.closed = journal.closed and not writing
         return journal
 
     def _load(self) -> None:
         """Takes stock of what an earlier process left; a record it did not finish is cut off."""
         self._loaded = True
-        for path in sorted(self._directory.glob("*.log"), key=lambda path: path.stat().st_mtime_ns):
-            exec_id, _, start = path.stem.rpartition("-")
+        for path in sorted(self._directory.glob("*.log"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+            exec_id, start, stdout, stderr = path.stem.split("-")
             journal = self._journals.setdefault(exec_id, Journal(self, exec_id))
-            segment = _Segment(journal, int(start, 16), path, _valid_size(path))
-            os.truncate(path, segment.size)
-            journal._adopt(segment)
+            segment = _Segment(journal, int(start, 16), path, path.stat().st_size)
+            journal._adopt(segment, {STDOUT: int(stdout, 16), STDERR: int(stderr, 16)})
             self._segments.append(segment)
-            self._total += segment.size
+        for journal in self._journals.values():
+            journal._cut_off()
+        self._total = sum(segment.size for segment in self._segments)
 
-    def _grow(self, journal: Journal, start: int) -> _Segment:
+    def _grow(self, journal: Journal) -> _Segment:
         self._directory.mkdir(parents=True, exist_ok=True)
-        segment = _Segment(journal, start, self._directory / f"{journal.exec_id}-{start:016x}.log")
+        counts = journal.counts
+        name = f"{journal.exec_id}-{journal.end:016x}-{counts[STDOUT]:x}-{counts[STDERR]:x}.log"
+        segment = _Segment(journal, journal.end, self._directory / name)
         self._segments.append(segment)
         self._journals[journal.exec_id] = journal
         return segment
 
-    async def _make_room(self, size: int) -> None:
-        """Drops old segments until ``size`` more bytes fit; waits where only readers' segments are left."""
+    async def _make_room(self, journal: Journal, size: int) -> None:
+        """Drops old segments until ``size`` more bytes fit; waits while the journal's own readers hold the rest."""
         while self._total + size > self._budget:
             victim = next((segment for segment in self._segments if segment.journal._droppable(segment)), None)
             if victim is None:
+                if len(journal._segments) <= 1:
+                    return
                 await self._progress.wait()
                 continue
             victim.path.unlink(missing_ok=True)
@@ -119,6 +131,7 @@ class Journal:
     Attributes:
         counts: bytes written so far, by channel.
         end: the cursor behind the last record.
+        closed: whether no more records will come.
     """
 
     def __init__(self, store: OutputStore, exec_id: str) -> None:
@@ -129,7 +142,7 @@ class Journal:
         self._segments: deque[_Segment] = deque()
         self._file: int | None = None
         self._more = anyio.Event()
-        self._closed = False
+        self.closed = True
         self._readers: dict[object, int] = {}
 
     @property
@@ -145,7 +158,7 @@ class Journal:
         """
         size = _HEADER.size + len(data)
         if self._store._total + size > self._store._budget:
-            await self._store._make_room(size)
+            await self._store._make_room(self, size)
         try:
             segment = self._segment()
             assert self._file is not None
@@ -171,14 +184,14 @@ class Journal:
             self._file = None
         if self._file is None:
             if not self._segments or self._segments[-1].size >= SEGMENT_SIZE:
-                self._segments.append(self._store._grow(self, self.end))
+                self._segments.append(self._store._grow(self))
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._file = os.open(self._segments[-1].path, flags, 0o600)
         return self._segments[-1]
 
     def close(self) -> None:
         """No more records will come; readers end when they have read the last."""
-        self._closed = True
+        self.closed = True
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -208,7 +221,7 @@ class Journal:
                         yield record
                         cursor = self._readers[token] = record.end
                     self._store._read_on()
-                if self._closed:
+                if self.closed:
                     return
                 await self._more.wait()
         finally:
@@ -228,20 +241,30 @@ class Journal:
         self._more = anyio.Event()
 
     def _droppable(self, segment: _Segment) -> bool:
-        if segment is self._segments[-1] and not self._closed:
+        if segment is self._segments[-1] and not self.closed:
             return False
         return all(cursor >= segment.start + segment.size for cursor in self._readers.values())
 
     def _drop(self, segment: _Segment) -> bool:
         """Forgets a segment; returns whether nothing of the journal is left."""
         self._segments.remove(segment)
-        return self._closed and not self._segments
+        return self.closed and not self._segments
 
-    def _adopt(self, segment: _Segment) -> None:
+    def _adopt(self, segment: _Segment, counts: dict[int, int]) -> None:
         self._segments.append(segment)
-        self.end = segment.start + segment.size
-        for record in _scan(segment.path, segment.size):
-            self.counts[record.channel] += record.length
+        self.counts = counts
+
+    def _cut_off(self) -> None:
+        """Finds the end of what an earlier process wrote; only its last segment can hold an unfinished record."""
+        last = self._segments[-1]
+        data, size = last.path.read_bytes(), 0
+        for record in _parse(data, 0):
+            size = record.end
+            self.counts[record.channel] += len(record.data)
+        if size < len(data):
+            os.truncate(last.path, size)
+        last.size = size
+        self.end = last.start + size
 
 
 class Excerpt:
@@ -299,27 +322,3 @@ def _parse(data: bytes, cursor: int) -> Iterator[Record]:
             return
         yield Record(channel, data[position + _HEADER.size : end], cursor + end)
         position = end
-
-
-class _Header(NamedTuple):
-    channel: int
-    length: int
-    end: int
-
-
-def _scan(path: Path, size: int) -> Iterator[_Header]:
-    """The whole records within the first ``size`` bytes of a segment; their data is skipped, not read."""
-    position = 0
-    with path.open("rb") as file:
-        while position + _HEADER.size <= size:
-            file.seek(position)
-            channel, length = _HEADER.unpack(file.read(_HEADER.size))
-            position += _HEADER.size + length
-            if position > size:
-                return
-            yield _Header(channel, length, position)
-
-
-def _valid_size(path: Path) -> int:
-    """Size of the whole records at the start of a segment."""
-    return max((header.end for header in _scan(path, path.stat().st_size)), default=0)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 import anyio
 
@@ -14,6 +14,7 @@ from pyro_async.calls import Call
 from pyro_async.errors import InvalidArgument
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
+from pyro_async.images.progress import Report
 from pyro_async.images.store import ImageStore
 from pyro_async.operations import (
     BuildEnvironment,
@@ -110,7 +111,7 @@ class Runtime:
         async with _reporting(call) as report:
             image = await self._images.ensure_environment(params.environment, report)
             guest = await self._images.ensure_guest(report)
-            driver = await self._drivers.choose(guest.kernel)
+            driver = await self._drivers.choose(guest.kernel, report)
             parts = Parts(driver=driver, guest=guest, environment=image, upper=self._images.upper_template())
             return await self._supervisor.create(params, parts, report, ephemeral=ephemeral)
 
@@ -153,7 +154,7 @@ class Runtime:
         execution = workspace.start_exec(params)
         try:
             await _relay(workspace.record.workspace_id, execution, call)
-        except anyio.get_cancelled_exc_class():
+        except BaseException:  # the caller is gone, in whatever way; or the command has failed, and has ended
             await execution.cancel_and_wait()
             raise
         return workspace.commands.result(execution.record.exec_id)
@@ -233,12 +234,8 @@ async def _relay_output(journal: Journal, call: Call) -> None:
             await call.emit(ExecOutput(stream="stdout" if piece.channel == STDOUT else "stderr", data=piece.data))
 
 
-class _Report(Protocol):
-    def __call__(self, step: Progress, /) -> None: ...
-
-
 @asynccontextmanager
-async def _reporting(call: Call) -> AsyncIterator[_Report]:
+async def _reporting(call: Call) -> AsyncIterator[Report]:
     """Lets synchronous code report progress; a slow receiver misses steps rather than delaying the work."""
     send, receive = anyio.create_memory_object_stream[Progress](64)
 

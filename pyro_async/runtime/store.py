@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -91,7 +91,7 @@ class Store:
     """All records of one home.
 
     Raises:
-        HomeUnusable: the database cannot be opened or is of a newer version.
+        HomeUnusable: the database cannot be opened, is of a newer version, or damaged; the last from every method.
         HostDiskFull: from every writing method.
     """
 
@@ -99,23 +99,22 @@ class Store:
         self._encode = msgspec.msgpack.Encoder(enc_hook=str).encode
         self._workspace = msgspec.msgpack.Decoder(WorkspaceRecord, dec_hook=_decode_path)
         self._exec = msgspec.msgpack.Decoder(ExecRecord)
-        try:
+        with _translated(), ExitStack() as stack:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            with _translated():
-                self._prepare()
-        except sqlite3.DatabaseError as error:
-            raise HomeUnusable(f"cannot open {path}: {error}", hint="move it away to start afresh") from error
+            stack.callback(self._db.close)
+            self._prepare()
+            stack.pop_all()
 
     def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("PRAGMA foreign_keys = ON")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version > _SCHEMA_VERSION:
             raise HomeUnusable(
                 f"the home was written by a newer pyro (schema {version}, this one knows {_SCHEMA_VERSION})",
                 hint="upgrade pyro, or use another PYRO_HOME",
             )
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA foreign_keys = ON")
         if version < _SCHEMA_VERSION:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT")
 
@@ -125,8 +124,9 @@ class Store:
 
     def workspaces(self) -> list[WorkspaceRecord]:
         """All workspaces, oldest first."""
-        rows = self._db.execute("SELECT record FROM workspaces")
-        return sorted((self._workspace.decode(blob) for (blob,) in rows), key=lambda record: record.created_at)
+        with _translated():
+            rows = self._db.execute("SELECT record FROM workspaces")
+            return sorted((self._workspace.decode(blob) for (blob,) in rows), key=lambda record: record.created_at)
 
     def save_workspace(self, record: WorkspaceRecord) -> None:
         """Inserts or replaces a workspace."""
@@ -159,24 +159,27 @@ class Store:
 
     def exec(self, workspace_id: str, exec_id: str) -> ExecRecord | None:
         """One command, or None."""
-        row = self._db.execute(
-            "SELECT record FROM execs WHERE workspace_id = ? AND exec_id = ?", (workspace_id, exec_id)
-        ).fetchone()
-        return self._exec.decode(row[0]) if row else None
+        with _translated():
+            row = self._db.execute(
+                "SELECT record FROM execs WHERE workspace_id = ? AND exec_id = ?", (workspace_id, exec_id)
+            ).fetchone()
+            return self._exec.decode(row[0]) if row else None
 
     def newest_execs(self, workspace_id: str, limit: int) -> list[ExecRecord]:
         """The newest commands, oldest first."""
-        rows = self._db.execute(
-            "SELECT record FROM execs WHERE workspace_id = ? ORDER BY sequence DESC LIMIT ?", (workspace_id, limit)
-        ).fetchall()
-        return [self._exec.decode(blob) for (blob,) in reversed(rows)]
+        with _translated():
+            rows = self._db.execute(
+                "SELECT record FROM execs WHERE workspace_id = ? ORDER BY sequence DESC LIMIT ?", (workspace_id, limit)
+            ).fetchall()
+            return [self._exec.decode(blob) for (blob,) in reversed(rows)]
 
     def running_execs(self, workspace_id: str) -> list[ExecRecord]:
         """The commands whose end is not recorded, oldest first."""
-        rows = self._db.execute(
-            "SELECT record FROM execs WHERE workspace_id = ? AND NOT ended ORDER BY sequence", (workspace_id,)
-        )
-        return [self._exec.decode(blob) for (blob,) in rows]
+        with _translated():
+            rows = self._db.execute(
+                "SELECT record FROM execs WHERE workspace_id = ? AND NOT ended ORDER BY sequence", (workspace_id,)
+            )
+            return [self._exec.decode(blob) for (blob,) in rows]
 
 
 def _decode_path(kind: type, value: object) -> object:
@@ -189,7 +192,9 @@ def _decode_path(kind: type, value: object) -> object:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if "full" in str(error):
+    except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
+        if "disk is full" in str(error):
             raise HostDiskFull("no space left for pyro's records", hint="free space on the home's disk") from error
-        raise
+        raise HomeUnusable(
+            f"pyro's records cannot be used: {error}", hint="move state.db out of the home to start afresh"
+        ) from error

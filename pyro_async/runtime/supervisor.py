@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,9 @@ import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
 from pyro_async.errors import Conflict, HostDiskFull, PyroError, WorkspaceNotFound
+from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
+from pyro_async.images.progress import Report
 from pyro_async.images.sparse import clone_file
 from pyro_async.images.store import EnvironmentImage, GuestImages
 from pyro_async.operations import CreateWorkspace, Deleted, Progress
@@ -30,8 +33,6 @@ __all__ = ["Parts", "Supervisor"]
 MIN_FREE_BYTES: Final = 256 * 1024 * 1024
 #: How long undoing a half-made workspace may take.
 UNDO_SECONDS: Final = 30.0
-
-Report = Callable[[Progress], None]
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +151,7 @@ class Supervisor:
 
     async def start(self, workspace: Workspace, report: Report) -> None:
         """Boots a stopped or failed workspace on its own disk; does nothing to a running one."""
-        async with workspace.transition:
+        async with _transition(workspace):
             if workspace.record.phase is Phase.STARTED:
                 return
             self._check_space()
@@ -169,7 +170,7 @@ class Supervisor:
 
     async def stop(self, workspace: Workspace) -> None:
         """Shuts a workspace down cleanly; does nothing to a stopped one."""
-        async with workspace.transition:
+        async with _transition(workspace):
             if workspace.record.phase is Phase.STOPPED:
                 return
             workspace.enter(Phase.STOPPING)
@@ -180,7 +181,7 @@ class Supervisor:
 
     async def delete(self, workspace: Workspace) -> Deleted:
         """Ends a workspace in whatever state it is and removes all of it."""
-        async with workspace.transition:
+        async with _transition(workspace):
             check_transition(workspace.label, workspace.record.phase, Phase.DELETING)
             with anyio.CancelScope(shield=True):  # once begun it is finished; bounded by the machine's own graces
                 await self._destroy(workspace)
@@ -207,7 +208,7 @@ class Supervisor:
         for directory in self._home.workspaces.iterdir():
             if directory.name not in known:
                 await anyio.to_thread.run_sync(_remove, directory)
-        async with anyio.create_task_group() as tasks:
+        async with plain_task_group() as tasks:
             for workspace in list(self._workspaces.values()):
                 tasks.start_soon(self._recover, workspace, name=f"recover {workspace.record.workspace_id}")
 
@@ -223,6 +224,7 @@ class Supervisor:
                 workspace.give_up(error)
         elif record.phase in (Phase.STARTING, Phase.STOPPING):
             await self._reap(workspace)
+            workspace.commands.lose()
             workspace.enter(Phase.STOPPED)
 
     async def _reap(self, workspace: Workspace) -> None:
@@ -238,7 +240,7 @@ class Supervisor:
 
     async def close(self, *, release: bool) -> None:
         """Ends all workspaces' tasks, leaving their machines running or stopping them cleanly."""
-        async with anyio.create_task_group() as tasks:
+        async with plain_task_group() as tasks:
             for workspace in self.workspaces():
                 tasks.start_soon(self._close, workspace, release)
 
@@ -251,6 +253,19 @@ class Supervisor:
             await workspace.release()
         else:
             await self.stop(workspace)
+
+
+@asynccontextmanager
+async def _transition(workspace: Workspace) -> AsyncIterator[None]:
+    """Waits for the transition under way, then keeps others waiting.
+
+    Raises:
+        WorkspaceNotFound: it was deleted meanwhile.
+    """
+    async with workspace.transition:
+        if workspace.record.phase is Phase.DELETING:
+            raise WorkspaceNotFound(f"workspace {workspace.label} was deleted")
+        yield
 
 
 async def _adopting(workspace: Workspace, *, task_status: TaskStatus[None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from pathlib import Path
 from typing import Final
@@ -178,29 +179,28 @@ class Workspace:
             self._store.save_workspace(self.record)
             try:
                 async with plain_task_group() as tasks:
-                    tasks.start_soon(self._watch, machine, name="machine")
+                    tasks.start_soon(self._vital, self._watch, machine, name="machine")
                     self._link = await self._bring_up(machine, tasks, adopt=adopt)
                     if not adopt:
                         self.enter(Phase.STARTED)
                     self._tasks = tasks
+                    tasks.cancel_scope.shield = True  # from here on stop, release and kill end it, in good order
                     started.set()
                     task_status.started()
                     await self._stop.wait()
                     self._tasks = None
                     await self._wind_up(machine, self._link)
                     tasks.cancel_scope.cancel()
-            except PyroError as error:
-                self.commands.fail(error)
-                if isinstance(error, GuestUnresponsive):
-                    raise GuestUnresponsive(f"{error.message}{_console(machine)}", hint=error.hint) from error
-                raise
+            except GuestUnresponsive as error:
+                raise GuestUnresponsive(f"{error.message}{_console(machine)}", hint=error.hint) from error
         if self._ending is not _Ending.RELEASE:
             self.record.machine = None
 
     async def _bring_up(self, machine: Machine, tasks: TaskGroup, *, adopt: bool) -> Link:
         """Connects to the agent and gives the guest its identity; an adopted one keeps what it has."""
         link = Link(machine, Hello(software=__version__), self.record.nonce if adopt else b"")
-        connection: Connection = await tasks.start(link.run, ADOPT_SECONDS if adopt else BOOT_SECONDS, name="link")
+        seconds = ADOPT_SECONDS if adopt else BOOT_SECONDS
+        connection: Connection = await tasks.start(self._vital, link.run, seconds, name="link")
         self.record.nonce = link.nonce
         with anyio.move_on_after(CONFIGURE_SECONDS):
             await connection.call(Configure.method, _identity(self.record), Configured)
@@ -209,6 +209,14 @@ class Workspace:
             tasks.start_soon(self.commands.acknowledge, link, name="acknowledge")
             return link
         raise GuestUnresponsive("the guest's agent took too long to set up the guest")
+
+    async def _vital(self, run: Callable[..., Awaitable[None]], *args: object, **options: object) -> None:
+        """Runs what no command can go on without: commands learn why it failed before they are cancelled for it."""
+        try:
+            await run(*args, **options)
+        except PyroError as error:
+            self.commands.fail(error)
+            raise
 
     async def _watch(self, machine: Machine) -> None:
         """Turns an exit that nobody asked for into a failure, or into a stop if the guest powered itself off."""
@@ -228,6 +236,7 @@ class Workspace:
 
     def fail(self, error: PyroError) -> None:
         """Records how a running workspace ended on its own."""
+        self.commands.lose()
         if isinstance(error, _PoweredOff):
             self.enter(Phase.STOPPED)
         elif self.record.phase is not Phase.DELETING:
@@ -238,7 +247,6 @@ class Workspace:
         """Records that a machine which should be running could not be taken over."""
         self.record.machine = None
         self.fail(error)
-        self.commands.lose()
 
     async def stop(self) -> None:
         """Shuts the machine down in good order and waits for that. Does nothing to one that does not run."""
@@ -270,7 +278,7 @@ async def _shut_down(machine: Machine, link: Link) -> None:
         await machine.power_off(POWER_OFF_GRACE)
 
 
-class _PoweredOff(PyroError):
+class _PoweredOff(WorkspaceFailed):
     """The guest powered itself off in good order."""
 
 

@@ -76,6 +76,7 @@ class Connection:
         self._drained = anyio.Event()
         self._down = anyio.Event()
         self._scope = anyio.CancelScope()
+        self._writing = False
         self.peer = Hello()
         self.failure: PyroError | None = None
 
@@ -134,7 +135,7 @@ class Connection:
 
     async def flush(self) -> None:
         """Waits until everything queued has been handed to the byte stream."""
-        while self.mux.pending and self.failure is None:
+        while (self.mux.pending or self._writing) and self.failure is None:
             await self.wait_drained()
 
     async def wait_down(self) -> PyroError:
@@ -198,12 +199,14 @@ class Connection:
             self._wakeup = anyio.Event()
             while self.mux.pending:
                 data = self.mux.bytes_to_send()
+                self._writing = True
                 try:
                     await self._stream.send(data)
                 except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
                     self._go_down(LinkLost("the connection broke"))
                     self._scope.cancel()
                     return
+                self._writing = False
                 self._drained.set()
                 self._drained = anyio.Event()
 

@@ -11,6 +11,7 @@ from pyro_async.errors import ProtocolError
 __all__ = ["CHANNELS", "HEADER", "MAX_DATA", "MAX_PAYLOAD", "Frame", "FrameDecoder", "FrameType"]
 
 HEADER: Final = struct.Struct("<IIB")
+_HEADER_SIZE: Final = HEADER.size
 
 #: Hard limit of any payload in bytes: room for a result with both outputs inline, and for any argument list of Linux.
 MAX_PAYLOAD: Final = 16 * 1024 * 1024
@@ -51,7 +52,7 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
         self._held = 0
-        self._needed = HEADER.size
+        self._needed = _HEADER_SIZE
 
     def unparsed(self) -> bytes:
         """The bytes received since the last complete frame."""
@@ -73,20 +74,20 @@ class FrameDecoder:
             self._chunks.clear()
         frames: list[Frame] = []
         append, unpack = frames.append, HEADER.unpack_from
-        position, size, needed = 0, len(data), HEADER.size
-        while size - position >= HEADER.size:
+        position, size, needed = 0, len(data), _HEADER_SIZE
+        while size - position >= _HEADER_SIZE:
             length, stream_id, kind = unpack(data, position)
             if length > MAX_PAYLOAD:
                 self._chunks.append(data[position:])
                 self._held = size - position
                 raise ProtocolError(f"a frame announces {length} bytes, above the limit of {MAX_PAYLOAD}")
-            needed = HEADER.size + length
+            needed = _HEADER_SIZE + length
             end = position + needed
             if end > size:
                 break
-            append(Frame(kind, stream_id, data[position + HEADER.size : end]))
+            append(Frame(kind, stream_id, data[position + _HEADER_SIZE : end]))
             position = end
-            needed = HEADER.size
+            needed = _HEADER_SIZE
         self._needed = needed
         self._held = size - position
         if position < size:

@@ -131,7 +131,7 @@ class ExecExit(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     signal: Annotated[int, Meta(ge=1, le=64)] | None = None
     timed_out: bool = False
     cancelled: bool = False
-    cause: str | None = None
+    cause: Annotated[str, Meta(max_length=64)] | None = None
     duration_seconds: Annotated[float, Meta(ge=0)] = 0.0
 
 

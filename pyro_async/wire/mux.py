@@ -27,7 +27,9 @@ _GRANT_STEP: Final = WINDOW // 4
 #: Streams a peer may have open at once.
 MAX_STREAMS: Final = 16384
 
-_LAST_CHANNEL: Final = FrameType.DATA + CHANNELS - 1
+#: Plain numbers, because arithmetic with the members of an IntEnum costs more than the rest of a small frame.
+_DATA: Final = int(FrameType.DATA)
+_LAST_CHANNEL: Final = _DATA + CHANNELS - 1
 
 
 class Role(Enum):
@@ -168,13 +170,13 @@ class Mux:
         return stream.sendable if stream else 0
 
     def send_data(self, stream_id: int, data: bytes | memoryview, channel: int = 0) -> None:
-        """Queues a data frame; ``data`` must fit into :meth:`sendable` and MAX_DATA."""
+        """Queues a data frame; ``data`` must not be empty and fit into :meth:`sendable` and MAX_DATA."""
         stream = self._sending(stream_id)
         size = len(data)
         if size > stream.sendable or size > MAX_DATA:
             raise ValueError(f"{size} bytes exceed the credit of {stream.sendable} or the frame limit of {MAX_DATA}")
         stream.sendable -= size
-        self._emit(FrameType.DATA + channel, stream_id, data)
+        self._emit(_DATA + channel, stream_id, data)
 
     def send_message(self, stream_id: int, payload: bytes) -> None:
         """Queues a control message; it must fit into :meth:`sendable`."""
@@ -235,12 +237,12 @@ class Mux:
         streams = self._streams
         for kind, stream_id, payload in self._decoder.feed(data):
             stream = streams.get(stream_id)
-            if stream is not None and kind >= FrameType.DATA:
+            if stream is not None and kind >= _DATA:
                 size = len(payload)
-                if size > stream.receivable or kind > _LAST_CHANNEL or stream.eof_received:
+                if not 0 < size <= stream.receivable or kind > _LAST_CHANNEL or stream.eof_received:
                     raise ProtocolError(_data_fault(kind, size, stream))
                 stream.receivable -= size
-                events.append(Data(stream_id, kind - FrameType.DATA, payload))
+                events.append(Data(stream_id, kind - _DATA, payload))
             else:
                 event = self._control(kind, stream_id, payload, stream)
                 if event is not None:
@@ -290,8 +292,8 @@ class Mux:
         if kind == FrameType.EOF:
             stream.eof_received = True
             return Eof(stream_id)
-        if len(payload) > stream.receivable:
-            raise ProtocolError("the peer sent a message beyond its credit")
+        if not 0 < len(payload) <= stream.receivable:
+            raise ProtocolError("the peer sent an empty message, or one beyond its credit")
         stream.receivable -= len(payload)
         return Message(stream_id, payload)
 
@@ -301,4 +303,6 @@ def _data_fault(kind: int, size: int, stream: _Stream) -> str:
         return f"a frame of unknown type {kind}"
     if stream.eof_received:
         return "data after the end of that direction"
+    if not size:
+        return "empty data, which no credit would bound"
     return f"{size} bytes of data beyond the credit of {stream.receivable}"

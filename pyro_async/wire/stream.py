@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 #: Senders wait while more than this is queued for the writer: bounds memory and keeps the link fair.
 _HIGH_WATER: Final = 512 * 1024
+#: Pieces of data that wait are joined up to this size, so that many tiny ones cost little more memory than their bytes.
+_JOINED_SIZE: Final = 1024
 #: What :meth:`Stream.receive` yields.
 Item = Data | Message | Eof | Cancel | End
 
@@ -53,14 +55,14 @@ class Stream:
     # --- sending -----------------------------------------------------------------------------------------------------
 
     async def send(self, data: bytes | memoryview, channel: int = 0) -> None:
-        """Sends all of ``data``; waits for credit and for the writer.
+        """Sends all of ``data``, which may be nothing; waits for credit and for the writer.
 
         Raises:
             LinkLost: the connection is gone, or the peer ended the stream.
         """
         view: bytes | memoryview = data
-        while True:
-            room = await self._wait_sendable(1 if len(view) else 0)
+        while len(view):
+            room = await self._wait_sendable(1)
             if len(view) <= room and len(view) <= MAX_DATA:
                 self._mux.send_data(self._id, view, channel)
                 break
@@ -162,6 +164,8 @@ class Stream:
                 self.grant(len(item.payload))
 
     def deliver(self, item: Item) -> None:
+        if self._items and isinstance(item, Data) and _joined(self._items[-1], item):
+            return
         self._items.append(item)
         if self._arrived is not None:
             self._arrived.set()
@@ -183,6 +187,16 @@ class Stream:
         for event in (self._arrived, self._sendable):
             if event is not None:
                 event.set()
+
+
+def _joined(last: Item, item: Data) -> bool:
+    """Appends a piece of data to the last item that waits, if both are small; says whether it did."""
+    if not isinstance(last, Data) or last.channel != item.channel:
+        return False
+    if len(last.data) + len(item.data) > _JOINED_SIZE:
+        return False
+    last.data += item.data
+    return True
 
 
 def outcome(end: End, kind: type[T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio.abc import ByteStream, TaskGroup
@@ -100,6 +101,7 @@ class MemoryMachine:
         self.agent = Agent(self.system, tasks)
         #: Speaks for the guest on a new connection; None answers nothing.
         self.serve: Serve | None = self.agent.serve
+        self.holder: MemoryHandle | None = None
         self.left_running = False
         self.connections = 0
         self.console = "in-memory guest: agent up\n"
@@ -159,6 +161,22 @@ class MemoryMachine:
         self.left_running = True
 
 
+class MemoryHandle:
+    """What one runtime holds of a machine; worthless once another runtime has adopted that."""
+
+    def __init__(self, machine: MemoryMachine) -> None:
+        self.machine = machine
+        machine.holder = self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.machine, name)
+
+    async def connect(self) -> ByteStream:
+        if self.machine.holder is not self:
+            raise LinkLost("another runtime has this machine")
+        return await self.machine.connect()
+
+
 class MemoryDriver:
     """Runs in-memory guests.
 
@@ -187,8 +205,8 @@ class MemoryDriver:
         machine = MemoryMachine(ProcessIdentity(pid=pid, start_ticks=1, boot_id="memory"), spec, self._tasks)
         machine.serve = self.impostor or machine.serve
         self.machines[pid] = machine
-        async with self._owned(machine):
-            yield machine
+        async with self._owned(machine) as handle:
+            yield handle
 
     @asynccontextmanager
     async def adopt(self, spec: MachineSpec, identity: ProcessIdentity) -> AsyncIterator[Machine]:
@@ -196,8 +214,8 @@ class MemoryDriver:
         if machine is None or not machine.alive:
             raise WorkspaceFailed("the VM is gone")
         machine.left_running = False
-        async with self._owned(machine):
-            yield machine
+        async with self._owned(machine) as handle:
+            yield handle
 
     async def end_all(self) -> None:
         """Ends the machines that a runtime left running."""
@@ -205,11 +223,12 @@ class MemoryDriver:
             await machine.die()
 
     @asynccontextmanager
-    async def _owned(self, machine: MemoryMachine) -> AsyncIterator[None]:
+    async def _owned(self, machine: MemoryMachine) -> AsyncIterator[Machine]:
+        handle = MemoryHandle(machine)
         try:
-            yield
+            yield handle
         finally:
-            if not machine.left_running:
+            if machine.holder is handle and not machine.left_running:
                 with anyio.CancelScope(shield=True):
                     await machine.die()
 
