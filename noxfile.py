@@ -7,7 +7,7 @@ import sys
 import nox
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "generate", "tests", "wheel"]
+nox.options.sessions = ["lint", "types", "generate", "tests"]
 nox.options.stop_on_first_error = True
 
 SOURCES = ["pyro_async", "agent", "cli", "tests", "benchmarks", "docs", "noxfile.py"]
@@ -49,7 +49,7 @@ def vm(session: nox.Session) -> None:
 @nox.session
 def wheel(session: nox.Session) -> None:
     """The built wheel, installed alone into an empty environment, boots a workspace."""
-    session.run(PYTHON, "-m", "pytest", "tests/wheel", "-m", "wheel", *session.posargs)
+    session.run(PYTHON, "-m", "pytest", "tests/wheel", *session.posargs)
 
 
 @nox.session

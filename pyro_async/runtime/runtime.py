@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import anyio
 
@@ -15,7 +15,7 @@ from pyro_async.errors import InvalidArgument
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
 from pyro_async.images.progress import Report
-from pyro_async.images.store import ImageStore
+from pyro_async.images.store import EnvironmentImage, GuestImages, ImageStore
 from pyro_async.operations import (
     BuildEnvironment,
     CancelExec,
@@ -61,6 +61,24 @@ LOG_EXCERPT: Final = 16 * 1024
 CLOSE_SECONDS: Final = 60.0
 
 
+class Images(Protocol):
+    """What the runtime needs of the image store; see :class:`~pyro_async.images.store.ImageStore`."""
+
+    async def ensure_guest(self, report: Report) -> GuestImages: ...
+
+    async def ensure_environment(self, name: str, report: Report) -> EnvironmentImage: ...
+
+    async def build(self, name: str, report: Report, *, force: bool) -> EnvironmentImage: ...
+
+    async def prune(self, in_use: Set[str], *, all: bool) -> Pruned: ...  # noqa: A002 - the operation's own name
+
+    def upper_template(self) -> Path: ...
+
+    def list(self) -> Sequence[Environment]: ...
+
+    def inspect(self, name: str) -> Environment: ...
+
+
 class Runtime:
     """Owns everything below one home: ``async with Runtime(home) as runtime``.
 
@@ -71,11 +89,11 @@ class Runtime:
     """
 
     def __init__(
-        self, home: Path, *, driver: Driver | None = None, images: ImageStore | None = None, leave_running: bool = False
+        self, home: Path, *, driver: Driver | None = None, images: Images | None = None, leave_running: bool = False
     ) -> None:
         self.home: Final = Home(home)
         self.leave_running = leave_running
-        self._images = images or ImageStore(self.home.root)
+        self._images: Images = images or ImageStore(self.home.root)
         self._drivers = Drivers(self.home.root / "probes.json", [driver] if driver else [])
         self._stack = AsyncExitStack()
 
@@ -191,7 +209,7 @@ class Runtime:
     # --- environments ------------------------------------------------------------------------------------------------
 
     async def list_environments(self, params: ListEnvironments, call: Call) -> EnvironmentList:
-        return EnvironmentList(environments=self._images.list())
+        return EnvironmentList(environments=list(self._images.list()))
 
     async def build_environment(self, params: BuildEnvironment, call: Call) -> Environment:
         async with _reporting(call) as report:
