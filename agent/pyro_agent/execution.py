@@ -21,6 +21,7 @@ from pyro_agent.system import System, Tree
 from pyro_async.errors import InvalidArgument, LinkLost
 from pyro_async.wire.connection import WINDOW, Data, Eof, Stream
 from pyro_async.wire.guest import STDERR, STDIN, Exec, ExecExit, ExecStarted
+from pyro_async.wire.pulse import Pulse
 
 __all__ = ["DRAIN_GRACE", "RETAINED_LIMIT", "Execution"]
 
@@ -58,7 +59,7 @@ class Execution:
         self.exit: ExecExit | None = None
         self._system = system
         self._output = RetainedOutput(RETAINED_LIMIT)
-        self._changed: anyio.Event | None = None
+        self._changed = Pulse()
         self._over = anyio.Event()
         self._attachment: anyio.CancelScope | None = None
         self._kill_reason = ""
@@ -135,7 +136,7 @@ class Execution:
                     await self._tree.wait_empty()
                 self.exit = self._verdict(self._tree)
                 self._over.set()
-                self._wake()
+                self._changed.wake()
             finally:
                 self._tree.release()
             self._pipes.resume()
@@ -146,7 +147,7 @@ class Execution:
             self._pipes.close()
 
     async def _collect(self) -> None:
-        pipes, output = self._pipes, self._output
+        pipes = self._pipes
         owed = math.inf  # bytes still to read; known when the grace for what was left behind is over
         while self._wait_status is None or (pipes.open and owed > 0):
             if not await pipes.wait(self._deadline):
@@ -156,21 +157,29 @@ class Execution:
                 else:
                     owed = pipes.backlog()
                 continue
-            for channel, data in pipes.read(output.room):
-                output.append(channel, data)
-                owed -= len(data)
-                self._wake()
-            if output.full:
-                pipes.pause()
+            owed -= self._take()
             if pipes.exited and self._wait_status is None:
                 self._collect_status()
+                self._take()  # what is there already, or the end of it: nothing to wait for
+
+    def _take(self) -> int:
+        """Moves output from the pipes to the host's side; returns its size."""
+        size = 0
+        for channel, data in self._pipes.read(self._output.room):
+            self._output.append(channel, data)
+            size += len(data)
+        if size:
+            self._changed.wake()
+        if self._output.full:
+            self._pipes.pause()
+        return size
 
     def _collect_status(self) -> None:
         self._wait_status = self._system.processes.collect(self.pid)
         if self._wait_status is not None:
             self._ended = time.monotonic()
             self._pipes.forget_process()
-            self._deadline = anyio.current_time() + DRAIN_GRACE if self._pipes.open else math.inf
+            self._deadline = anyio.current_time() + DRAIN_GRACE
 
     def _kill(self, reason: str) -> None:
         over = self.exit is not None or self._wait_status is not None or self._kill_reason
@@ -253,7 +262,6 @@ class Execution:
                 elif self.exit is not None:
                     return self.exit
                 else:
-                    self._changed = anyio.Event()
                     await self._changed.wait()
         except LinkLost:
             pass
@@ -273,8 +281,3 @@ class Execution:
                     return
         except LinkLost:
             return
-
-    def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None

@@ -59,6 +59,7 @@ class Pipes:
         else:
             stdin_reader = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self.child_ends = (stdin_reader, stdout_writer, stderr_writer)
+        self._writers = [stdout_writer, stderr_writer]
 
     def watch(self, pid: int) -> None:
         """Waits for the end of this process too."""
@@ -69,6 +70,11 @@ class Pipes:
         """Its status was collected."""
         os.close(self._pidfd)
         self._pidfd = -1
+        self._close_writers()
+
+    def _close_writers(self) -> None:
+        while self._writers:
+            os.close(self._writers.pop())
 
     @property
     def open(self) -> bool:
@@ -140,9 +146,14 @@ class Pipes:
                 self._epoll.register(fd, select.EPOLLIN)
 
     def close_child_ends(self) -> None:
-        """To be called as soon as the child has them, or will never exist."""
-        for fd in self.child_ends:
-            os.close(fd)
+        """To be called as soon as the child has them, or will never exist.
+
+        While a process is watched we keep the outputs' writing ends too: an exit closes the process's own one by one,
+        and would wake us for each.
+        """
+        os.close(self.child_ends[0])
+        if self._pidfd < 0:
+            self._close_writers()
 
     def close(self) -> None:
         """Closes what is still open on this side."""

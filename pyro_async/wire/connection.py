@@ -24,6 +24,7 @@ from pyro_async.errors import (
 from pyro_async.wire.codec import PROTOCOL_VERSION, Hello, Request, decode, encode
 from pyro_async.wire.frames import MAX_PAYLOAD
 from pyro_async.wire.mux import WINDOW, Cancel, Credit, Data, End, Eof, Event, Greeting, Message, Mux, Opened, Role
+from pyro_async.wire.pulse import Pulse
 from pyro_async.wire.stream import Item, Stream, outcome, raw
 
 __all__ = [
@@ -72,8 +73,8 @@ class Connection:
         self._handler = handler
         self.mux = Mux(role, accepts=handler is not None)
         self._streams: dict[int, Stream] = {}
-        self._wakeup = anyio.Event()
-        self._drained = anyio.Event()
+        self._queued = Pulse()
+        self._drained = Pulse()
         self._down = anyio.Event()
         self._scope = anyio.CancelScope()
         self._writing = False
@@ -195,8 +196,8 @@ class Connection:
 
     async def _write(self) -> None:
         while True:
-            await self._wakeup.wait()
-            self._wakeup = anyio.Event()
+            if not self.mux.pending:
+                await self._queued.wait()
             while self.mux.pending:
                 data = self.mux.bytes_to_send()
                 self._writing = True
@@ -207,8 +208,7 @@ class Connection:
                     self._scope.cancel()
                     return
                 self._writing = False
-                self._drained.set()
-                self._drained = anyio.Event()
+                self._drained.wake()
 
     def _dispatch(self, events: list[Event], tasks: TaskGroup) -> None:
         streams = self._streams
@@ -242,7 +242,7 @@ class Connection:
 
     def wake_writer(self) -> None:
         """Something is queued."""
-        self._wakeup.set()
+        self._queued.wake()
 
     async def wait_drained(self) -> None:
         """Waits until the writer has taken what is queued."""
@@ -264,7 +264,7 @@ class Connection:
             return
         self.failure = error
         self._down.set()
-        self._drained.set()
+        self._drained.wake()
         for stream in self._streams.values():
             stream.wake()
         self._streams.clear()

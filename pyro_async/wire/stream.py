@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import anyio
 import msgspec
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -14,6 +13,7 @@ from pyro_async.errors import InternalError, InvalidArgument, LinkLost, PyroErro
 from pyro_async.wire.codec import Ending, decode, encode
 from pyro_async.wire.frames import MAX_DATA, MAX_PAYLOAD
 from pyro_async.wire.mux import WINDOW, Cancel, Data, End, Eof, Message
+from pyro_async.wire.pulse import Pulse
 
 if TYPE_CHECKING:
     from pyro_async.wire.connection import Connection
@@ -38,8 +38,8 @@ class Stream:
         self._mux = connection.mux
         self._id = stream_id
         self._items: deque[Item] = deque()
-        self._arrived: anyio.Event | None = None
-        self._sendable: anyio.Event | None = None
+        self._arrived = Pulse()
+        self._sendable = Pulse()
         #: Bytes of data and messages that the peer has acknowledged on this stream, in the order they were sent.
         self.granted = 0
         #: Whether the opener has asked for the end.
@@ -96,7 +96,6 @@ class Stream:
             if room >= size:
                 await self._connection.wait_drained()
             else:
-                self._sendable = anyio.Event()
                 await self._sendable.wait()
 
     def send_eof(self) -> None:
@@ -148,7 +147,6 @@ class Stream:
         await checkpoint_if_cancelled()
         while not self._items:
             self._connection.raise_if_down()
-            self._arrived = anyio.Event()
             await self._arrived.wait()
         return self._items.popleft()
 
@@ -167,11 +165,9 @@ class Stream:
         if self._items and isinstance(item, Data) and _joined(self._items[-1], item):
             return
         self._items.append(item)
-        if self._arrived is not None:
-            self._arrived.set()
-            self._arrived = None
-        if isinstance(item, End) and self._sendable is not None:
-            self._sendable.set()
+        self._arrived.wake()
+        if isinstance(item, End):
+            self._sendable.wake()
         elif isinstance(item, Cancel):
             self.cancelled = True
             if self.on_cancel is not None:
@@ -179,14 +175,11 @@ class Stream:
 
     def credited(self, size: int) -> None:
         self.granted += size
-        if self._sendable is not None:
-            self._sendable.set()
-            self._sendable = None
+        self._sendable.wake()
 
     def wake(self) -> None:
-        for event in (self._arrived, self._sendable):
-            if event is not None:
-                event.set()
+        self._arrived.wake()
+        self._sendable.wake()
 
 
 def _joined(last: Item, item: Data) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -97,7 +98,8 @@ class HostSystem:
     async def end_processes(self, grace_seconds: float) -> None:
         for tree in self._trees:
             for pid in tree.pids():
-                os.kill(pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
         with anyio.move_on_after(grace_seconds):
             for tree in self._trees:
                 await tree.wait_empty()
