@@ -15,6 +15,11 @@ from tests.support.leaks import Footprint, mount_points
 _BACKENDS = ("asyncio", "trio")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "requirement(*names): what the test shows; see tests/contract/requirements.py")
+    config.addinivalue_line("markers", "both_loops: a test of real VMs that runs on trio too")
+
+
 @pytest.fixture(params=_BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """The event loop: both for everything in memory; tests of real VMs narrow it down where they are."""

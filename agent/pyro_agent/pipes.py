@@ -68,6 +68,7 @@ class Pipes:
 
     def forget_process(self) -> None:
         """Its status was collected."""
+        self._epoll.unregister(self._pidfd)  # a closed one may be announced once more
         os.close(self._pidfd)
         self._pidfd = -1
         self._close_writers()

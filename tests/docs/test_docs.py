@@ -81,7 +81,8 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_commands_shown_in_pages_exist(page: Path) -> None:
     shown = "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(), re.DOTALL))
     for line in re.findall(r"^(?:\$ |.*\| )?pyro (?!-)(.*)$", shown, re.MULTILINE):
-        words, command = line.split(), pyro
+        words = line.split()
+        command: click.Command = pyro
         while isinstance(command, click.Group):
             found = command.get_command(click.Context(command), words.pop(0))
             assert found is not None, f"{page.name}: pyro {line}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import anyio
 from anyio.abc import ByteStream, TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
 from pyro_agent.server import Agent
 from pyro_agent.spawn import Command
-
 from pyro_async.errors import LinkLost, WorkspaceFailed
 from pyro_async.operations import WORKSPACE_PATH, Environment
 from pyro_async.vmm.driver import Machine, MachineExit, MachineSpec
@@ -21,11 +21,11 @@ from tests.agent.host_system import HostSystem, HostTree
 
 __all__ = ["MemoryDriver", "MemoryImages", "MemoryMachine", "MemoryStream", "Serve", "memory_pipe"]
 
-Serve = Callable[[ByteStream], Awaitable[object]]
+Serve = Callable[[ByteStream], Coroutine[Any, Any, object]]
 
 
 class MemoryStream(ByteStream):
-    """One end of a byte stream in memory. Closing an end loses what is under way, in the middle of a frame if need be."""
+    """One end of a byte stream in memory. Closing an end loses what is under way, if need be in mid frame."""
 
     def __init__(self, send: MemoryObjectSendStream[bytes], receive: MemoryObjectReceiveStream[bytes]) -> None:
         self._send, self._receive = send, receive

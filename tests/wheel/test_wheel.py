@@ -43,8 +43,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin directory of an environment that holds nothing but the wheel and its dependencies."""
     directory = tmp_path_factory.mktemp("installed")
     venv.create(directory, with_pip=True)
-    command = [directory / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel]
-    subprocess.run(command, check=True, capture_output=True)
+    pip = [str(directory / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", str(wheel)], check=True, capture_output=True)
     return directory / "bin"
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -15,10 +17,8 @@ RECEIVED = [Hello, Request, Ending, Configured, ExecExit, ExecStarted, list[Runn
 @pytest.mark.parametrize("kind", RECEIVED, ids=str)
 @given(data=st.binary(max_size=64))
 def test_random_bytes_decode_or_are_a_protocol_error(kind: type[object], data: bytes) -> None:
-    try:
+    with suppress(ProtocolError):  # anything else fails the test
         decode(data, kind)
-    except ProtocolError as error:
-        assert error.message.startswith("malformed")
 
 
 def test_deep_nesting_is_a_protocol_error() -> None:

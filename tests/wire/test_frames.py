@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def encoded(frame: Frame) -> bytes:
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     """Cuts ``data`` at positions taken modulo its length."""
     cuts = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
-    return [data[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False)]
+    return [data[begin:end] for begin, end in pairwise(cuts)]
 
 
 @given(st.lists(frames), st.lists(st.integers(0, 4096)))
