@@ -1,10 +1,10 @@
 """Output of commands, kept on the host in files: written by one task each, read by any number, from any cursor.
 
-A journal is a sequence of records ``[u8 channel][u32 length]`` and bytes, in segment files named by the offset at which
-they start and by how much of each channel lies before it. A *cursor* is an offset into the journal at a record's
-boundary. All journals of a workspace share a budget: when it is exceeded the oldest segments go, but not those that a
-live reader has yet to read; then the writer waits for its reader instead, and so does the command in the guest. It never
-waits for the reader of another command: one segment of its own it may always have.
+A journal is a sequence of records ``[u8 channel][u32 length]`` and bytes, in segment files named by the offset at
+which they start and by how much of each channel lies before it. A *cursor* is an offset into the journal at a
+record's boundary. All journals of a workspace share a budget: when it is exceeded the oldest segments go, but not
+those that a live reader has yet to read; then the writer waits for its reader instead, and so does the command in the
+guest. It never waits for the reader of another command: one segment of its own it may always have.
 """
 
 from __future__ import annotations
