@@ -10,7 +10,7 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "generate", "tests"]
 nox.options.stop_on_first_error = True
 
-SOURCES = ["pyro_async", "agent", "cli", "tests", "benchmarks", "docs", "noxfile.py"]
+SOURCES = ["pyro_async", "agent", "cli", "mcp_server", "tests", "benchmarks", "docs", "noxfile.py"]
 PYTHON = sys.executable
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pyro_async.operations import OPERATIONS
+from pyro_async.operations import OPERATIONS, Operation
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKING = ROOT / "pyro_async" / "blocking.py"
@@ -67,20 +67,32 @@ def _method(node: ast.AsyncFunctionDef | ast.FunctionDef) -> str:
 def table() -> str:
     """The text of operations.md."""
     rows = [
-        f"| `{operation.name}` | `pyro {operation.cli}` | {_summary(operation.params.__doc__)} | {_hints(operation)} |"
+        f"| `{operation.name}` | `pyro {operation.cli}` | {_tool(operation)} | {_summary(operation.params.__doc__)} "
+        f"| {_hints(operation)} |"
         for operation in OPERATIONS.values()
     ]
-    head = "# Operations\n\nGenerated from the OPERATIONS table; every one is an SDK method and a command.\n\n"
-    return head + "| SDK | CLI | what it does | hints |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    head = (
+        "# Operations\n\n"
+        "Generated from the OPERATIONS table; every one is an SDK method, a command and an MCP tool.\n\n"
+    )
+    absent = [f"- `{each.name}`: {each.mcp_absent}." for each in OPERATIONS.values() if each.mcp_absent]
+    foot = "\nWithout a tool, on purpose:\n\n" + "\n".join(absent) + "\n"
+    return head + "| SDK | CLI | MCP | what it does | hints |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n" + foot
+
+
+def _tool(operation: Operation) -> str:
+    return f"`{operation.mcp}`" if operation.mcp else "–"
 
 
 def _summary(docstring: str | None) -> str:
     return (docstring or "").strip().partition("\n")[0]
 
 
-def _hints(operation: object) -> str:
+def _hints(operation: Operation) -> str:
     return ", ".join(
-        hint.replace("_", "-") for hint in ("read_only", "destructive", "idempotent") if getattr(operation, hint)
+        hint.replace("_", "-")
+        for hint in ("read_only", "destructive", "idempotent", "open_world")
+        if getattr(operation, hint)
     )
 
 

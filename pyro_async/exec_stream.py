@@ -11,6 +11,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pyro_async.calls import Call, CallEvent
+from pyro_async.errors import LinkLost
 from pyro_async.operations import ExecEvent, ExecResult, Progress
 
 __all__ = ["ExecStream", "byte_source"]
@@ -52,7 +53,7 @@ class ExecStream:
         self._start()
         try:
             return await self._receive.receive()
-        except anyio.EndOfStream:
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
             self._receive.close()
             if self._error is not None:
                 raise self._error from None
@@ -87,6 +88,10 @@ class ExecStream:
                 await self._send.send(result)
         except anyio.BrokenResourceError:
             pass  # closed by the reader
+        except anyio.get_cancelled_exc_class():
+            self._error = LinkLost("the client was closed")
+            self._receive.close()  # for a reader that has just walked away
+            raise
         except Exception as error:  # the operation's, or that of the caller's standard input
             self._error = error
         finally:

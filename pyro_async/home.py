@@ -63,11 +63,17 @@ class Home:
 
     def wait_free(self) -> None:
         """Blocks until no process holds the lock."""
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._open_lock()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
+
+    def _open_lock(self) -> int:
+        try:
+            return os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise HomeUnusable(f"cannot open the lock {self._lock}: {error.strerror}", hint="remove it") from error
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -76,7 +82,7 @@ class Home:
         Raises:
             HomeBusy: another process holds it.
         """
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._open_lock()
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

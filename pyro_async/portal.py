@@ -68,7 +68,7 @@ class BlockingClient:
 
     def _stream(self, method: Callable[[AsyncPyro], ExecStream]) -> BlockingExecStream:
         portal, client = self._open()
-        return BlockingExecStream(portal, method(client))
+        return BlockingExecStream(portal, portal.call(method, client))
 
 
 class BlockingExecStream:

@@ -84,9 +84,10 @@ async def _receive(stream: Stream, operation: Operation, call: Call) -> Result:
 
 async def _feed(stream: Stream, source: AsyncIterator[bytes]) -> None:
     async for data in source:
-        if stream.ended:
-            return
-        await stream.send(data)
+        try:
+            await stream.send(data)
+        except LinkLost:
+            return  # the operation has ended, or the receiver raises what has happened
     stream.send_eof()
 
 

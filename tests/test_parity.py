@@ -10,12 +10,16 @@ import msgspec
 import pytest
 
 from pyro_async.client import AsyncPyro
-from pyro_async.operations import OPERATIONS, Operation
+from pyro_async.operations import OPERATIONS, Operation, Params
 from pyro_cli.app import App, pyro
+from pyro_mcp_server.tools import OUTPUT_CHARS, tools_of
 
-#: Of a command: how it prints. Of a method: what it calls back.
+#: Of a command: how it prints. Of a method: what it calls back. Of a tool: how much it says.
 PRESENTATION = {"as_json", "id_only"}
 CALLBACKS = {"on_progress", "on_event"}
+BUDGET = {OUTPUT_CHARS}
+#: Commands whose standard output belongs to a protocol.
+SPEAKING_A_PROTOCOL = {"mcp serve"}
 
 operations = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.name)
 
@@ -34,13 +38,19 @@ def commands(group: click.Group, words: tuple[str, ...] = ()) -> dict[str, click
 
 
 COMMANDS = commands(pyro)
+TOOLS = tools_of("workspace-full")
 
 
 def fields_of(operation: Operation) -> dict[str, Any]:
     """Names of an operation's parameters with their defaults; NODEFAULT where there is none."""
+    return defaults(operation.params)
+
+
+def defaults(params: type[Params]) -> dict[str, Any]:
+    """Names of the fields with their defaults; NODEFAULT where there is none."""
     return {
         field.name: field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-        for field in msgspec.structs.fields(operation.params)
+        for field in msgspec.structs.fields(params)
     }
 
 
@@ -66,6 +76,23 @@ def test_the_method_takes_exactly_the_operations_parameters(operation: Operation
             assert parameters[name].default == default, name
 
 
+@operations
+def test_the_tool_takes_exactly_the_operations_parameters(operation: Operation) -> None:
+    if operation.mcp is None:
+        assert operation.mcp_absent, "a tool, or why there is none"
+        return
+    assert operation.mcp_absent is None
+    parameters = defaults(TOOLS[operation.mcp].arguments)
+    assert parameters.keys() - BUDGET == fields_of(operation).keys()
+    for name, default in fields_of(operation).items():
+        if name != "stdin":  # the tool takes the input itself
+            assert parameters[name] == default, name
+
+
+def test_there_is_no_tool_beside_the_table() -> None:
+    assert TOOLS.keys() == {operation.mcp for operation in OPERATIONS.values()} - {None}
+
+
 def test_the_client_has_no_operation_beside_the_table() -> None:
     methods = {name for name, value in vars(AsyncPyro).items() if callable(value) and not name.startswith("_")}
     assert methods - {"stream_exec"} == OPERATIONS.keys()
@@ -82,7 +109,12 @@ def test_help_ends_with_an_example_that_parses(words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [words for words, command in COMMANDS.items() if not isinstance(command, click.Group)]
+    "words",
+    [
+        words
+        for words, command in COMMANDS.items()
+        if not isinstance(command, click.Group) and words not in SPEAKING_A_PROTOCOL
+    ],
 )
 def test_every_command_can_print_json(words: str) -> None:
     assert "--json" in {option for parameter in COMMANDS[words].params for option in parameter.opts}

@@ -91,6 +91,7 @@ class LazyGroup(click.Group):
         "run": "pyro_cli.run:run",
         "workspace": "pyro_cli.workspace:workspace",
         "env": "pyro_cli.environments:env",
+        "mcp": "pyro_cli.mcp:mcp",
         "daemon": "pyro_cli.daemon:daemon",
         "completion": "pyro_cli.completion:completion",
     },

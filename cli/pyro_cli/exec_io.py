@@ -18,7 +18,7 @@ from pyro_async.operations import ExecOutput, ExecResult, Progress
 from pyro_cli.output import note, print_json
 from pyro_cli.phases import Phases, show_phases
 
-__all__ = ["BROKEN_PIPE_STATUS", "Operation", "carry_out", "read_stdin"]
+__all__ = ["BROKEN_PIPE_STATUS", "Operation", "carry_out", "read_stdin", "write_all"]
 
 #: What a shell shows for a process that SIGPIPE ended.
 BROKEN_PIPE_STATUS: Final = 141
@@ -97,14 +97,15 @@ class _Output:
         if isinstance(event, ExecOutput) and not self.broken:
             try:
                 # Abandoned when cancelled: the reader of a full pipe may never come back.
-                await to_thread.run_sync(_write, _DESCRIPTORS[event.stream], event.data, abandon_on_cancel=True)
+                await to_thread.run_sync(write_all, _DESCRIPTORS[event.stream], event.data, abandon_on_cancel=True)
             except BrokenPipeError:
                 self.broken = True
                 self._scope.cancel()
                 await checkpoint()
 
 
-def _write(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes all of ``data``; blocks until that is done."""
     view = memoryview(data)
     while view:
         try:

@@ -17,11 +17,15 @@ from pyro_async.runtime.execution import Execution, exec_result
 from pyro_async.runtime.link import Link
 from pyro_async.runtime.output import OutputStore
 from pyro_async.runtime.store import ExecRecord, Store
+from pyro_async.wire.codec import encode
 from pyro_async.wire.connection import Connection
+from pyro_async.wire.frames import MAX_PAYLOAD
 from pyro_async.wire.guest import Exec, Forget, Running, RunningExec
 
 __all__ = ["Commands"]
 
+#: Encoded size of the commands that are told at once.
+_HISTORY_BYTES: Final = MAX_PAYLOAD // 2
 #: How long ended commands are gathered before the agent is told that their ends are recorded.
 _FORGET_DELAY: Final = 0.25
 
@@ -115,9 +119,19 @@ class Commands:
         return exec_result(record, execution.journal if execution else self._output.journal(exec_id), limit)
 
     def history(self, count: int, limit: int) -> list[ExecResult]:
-        """The newest ``count`` commands, oldest first, with at most ``limit`` bytes of each output."""
-        records = self._store.newest_execs(self._workspace_id, count)
-        return [self.result(record.exec_id, limit) for record in records]
+        """The newest ``count`` commands, oldest first, with at most ``limit`` bytes of each output.
+
+        Fewer if they would not fit into one message.
+        """
+        entries: list[ExecResult] = []
+        room = _HISTORY_BYTES
+        for record in reversed(self._store.newest_execs(self._workspace_id, count)):
+            entry = self.result(record.exec_id, limit)
+            room -= len(encode(entry))
+            if room < 0 and entries:
+                break
+            entries.append(entry)
+        return entries[::-1]
 
     # --- with the machine's life -------------------------------------------------------------------------------------
 

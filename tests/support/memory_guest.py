@@ -13,8 +13,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from pyro_agent.server import Agent
 from pyro_agent.spawn import Command
-from pyro_async.errors import LinkLost, WorkspaceFailed
-from pyro_async.operations import WORKSPACE_PATH, Environment
+from pyro_async.errors import EnvironmentNotFound, LinkLost, WorkspaceFailed
+from pyro_async.images.store import EnvironmentImage, GuestImages
+from pyro_async.operations import WORKSPACE_PATH, Environment, Pruned
 from pyro_async.vmm.driver import Machine, MachineExit, MachineSpec
 from pyro_async.vmm.process import ProcessIdentity
 from tests.agent.host_system import HostSystem, HostTree
@@ -234,28 +235,35 @@ class MemoryDriver:
 
 
 class MemoryImages:
-    """Images that hold nothing: the in-memory guest boots none."""
+    """Images that hold nothing: the in-memory guest boots none. There is one environment."""
+
+    name = "debian:12"
 
     def __init__(self, home: Path) -> None:
         self._file = home / "empty.img"
 
-    async def ensure_guest(self, report: object, **_: object) -> object:
-        from pyro_async.images.store import GuestImages
-
+    async def ensure_guest(self, report: object, **_: object) -> GuestImages:
         self._file.touch()
         return GuestImages(kernel=self._file, initramfs=self._file, tools=self._file, key="memory")
 
-    async def ensure_environment(self, name: str, report: object) -> object:
-        from pyro_async.images.store import EnvironmentImage
-
+    async def ensure_environment(self, name: str, report: object) -> EnvironmentImage:
+        self.inspect(name)
         self._file.touch()
         return EnvironmentImage(name=name, digest="0" * 64, base=self._file, size_bytes=0, created_at=0.0)
+
+    async def build(self, name: str, report: object, *, force: bool) -> EnvironmentImage:
+        return await self.ensure_environment(name, report)
+
+    async def prune(self, in_use: object, *, all: bool = False) -> Pruned:
+        return Pruned(removed=[], bytes_freed=0)
 
     def upper_template(self) -> Path:
         return self._file
 
     def list(self) -> list[Environment]:
-        return [self.inspect("debian:12")]
+        return [self.inspect(self.name)]
 
     def inspect(self, name: str) -> Environment:
+        if name != self.name:
+            raise EnvironmentNotFound(f"there is no environment {name!r}", hint=f"known are {self.name}")
         return Environment(name=name, description="nothing", built=True, digest="0" * 64)

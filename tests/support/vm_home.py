@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
 from pyro_async import Pyro
-from pyro_async.errors import PyroError, SetupRequired
+from pyro_async.errors import EnvironmentNotFound, SetupRequired
 from pyro_async.images.store import ImageStore
 from pyro_async.transport import daemon_status, stop_daemon
 
@@ -34,42 +34,43 @@ class VmHome:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.shared_workspace = ""
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            portal = stack.enter_context(start_blocking_portal())
+        with start_blocking_portal() as portal:
             assert portal.call(daemon_status, self.home) is None, f"a daemon runs on {self.home}"
-            stack.callback(portal.call, _stop, self.home)
-            client = stack.enter_context(Pyro(self.home))
-            try:
-                workspace = client.create_workspace("debian:12", name="shared")
-            except SetupRequired as error:
-                pytest.skip(str(error))
-            stack.callback(client.delete_workspace, workspace.workspace_id)
-            self.shared_workspace = workspace.workspace_id
-            self._stack = stack.pop_all()
+        with ExitStack() as stack:
+            stack.callback(self._stop)
+            with Pyro(self.home) as client:
+                try:
+                    self.shared_workspace = client.create_workspace("debian:12", name="shared").workspace_id
+                except SetupRequired as error:
+                    pytest.skip(str(error))
+            stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, traceback)
+        try:
+            with Pyro(self.home) as client:
+                client.delete_workspace(self.shared_workspace)
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        with start_blocking_portal() as portal:
+            portal.call(partial(stop_daemon, self.home, all=True))
 
     def busybox(self) -> str:
         """Makes the environment of that name unless it is there."""
+        images = ImageStore(self.home)
         try:
-            with Pyro(self.home) as client:
-                client.inspect_environment(BUSYBOX)
-        except PyroError:
-            with tempfile.TemporaryDirectory() as tree:
+            images.inspect(BUSYBOX)
+        except EnvironmentNotFound:
+            with tempfile.TemporaryDirectory() as tree, start_blocking_portal() as portal:
                 _make_busybox_tree(Path(tree))
-                anyio.run(ImageStore(self.home).register_tree, BUSYBOX, Path(tree))
+                portal.call(images.register_tree, BUSYBOX, Path(tree))
         return BUSYBOX
-
-
-async def _stop(home: Path) -> None:
-    await stop_daemon(home, all=True)
 
 
 def _make_busybox_tree(tree: Path) -> None:

@@ -51,7 +51,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_module_of_every_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
-    for folder, package in ((ROOT, "pyro_async"), (ROOT / "agent", "pyro_agent"), (ROOT / "cli", "pyro_cli")):
+    for folder, package in (
+        (ROOT, "pyro_async"),
+        (ROOT / "agent", "pyro_agent"),
+        (ROOT / "cli", "pyro_cli"),
+        (ROOT / "mcp_server", "pyro_mcp_server"),
+    ):
         modules = {str(path.relative_to(folder)) for path in (folder / package).rglob("*.py")}
         assert modules
         assert modules <= inside
