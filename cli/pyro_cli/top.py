@@ -50,6 +50,7 @@ async def top(app: App, once: bool, as_json: bool) -> None:
 async def _look(client: AsyncPyro) -> list[Workspace]:
     """All workspaces with what they use; those that go away meanwhile are left out."""
     from pyro_async.errors import WorkspaceNotFound
+    from pyro_async.groups import plain_task_group
 
     found = (await client.list_workspaces()).workspaces
     looks: dict[str, Workspace] = {}
@@ -62,9 +63,9 @@ async def _look(client: AsyncPyro) -> list[Workspace]:
         except WorkspaceNotFound:
             pass
 
-    async with anyio.create_task_group() as tasks:
+    async with plain_task_group() as tasks:
         for workspace in found:
-            tasks.start_soon(look, workspace)
+            tasks.start_soon(look, workspace, name="look")
     return [looks[workspace.workspace_id] for workspace in found if workspace.workspace_id in looks]
 
 
@@ -122,6 +123,8 @@ async def _until_q() -> AsyncIterator[None]:
     import termios
     import tty
 
+    from pyro_async.groups import plain_task_group
+
     if not is_terminal(0):
         yield
         return
@@ -135,8 +138,8 @@ async def _until_q() -> AsyncIterator[None]:
 
     try:
         tty.setcbreak(0)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch_keys, tasks.cancel_scope)
+        async with plain_task_group() as tasks:
+            tasks.start_soon(watch_keys, tasks.cancel_scope, name="keys")
             yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, settings)

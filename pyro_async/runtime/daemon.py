@@ -114,7 +114,7 @@ async def serve_home(home: Path, ready: Callable[[], None]) -> None:
 
 async def _announce(daemon: Daemon, ready: Callable[[], None], scope: anyio.CancelScope) -> None:
     async with plain_task_group() as tasks:
-        await tasks.start(daemon.serve)
+        await tasks.start(daemon.serve, name="connections")
         event("daemon serving", version=__version__, pid=os.getpid())
         ready()
     event("daemon stopping")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -150,7 +151,8 @@ class Supervisor:
                 await anyio.to_thread.run_sync(_make_disk, directory, parts.upper, directory / "upper.ext4")
                 report(Progress(phase="boot", detail=f"booting {parts.environment.name}"))
                 await self._tasks.start(self._live, workspace, name=f"workspace {workspace_id}")
-        except BaseException:
+        except BaseException as error:
+            event("create undone", workspace_id=workspace_id, cause=getattr(error, "code", "cancelled"))
             with anyio.move_on_after(UNDO_SECONDS, shield=True):
                 await self._destroy(workspace)
             raise
@@ -193,6 +195,7 @@ class Supervisor:
             except PyroError as error:
                 workspace.record.failure = str(error)
                 workspace.enter(Phase.FAILED)
+                event("start failed", logging.ERROR, workspace_id=workspace.record.workspace_id, code=error.code)
                 raise
             except BaseException:
                 workspace.enter(Phase.STOPPED)
@@ -216,6 +219,7 @@ class Supervisor:
             check_transition(workspace.label, workspace.record.phase, Phase.DELETING)
             with anyio.CancelScope(shield=True):  # once begun it is finished; bounded by the machine's own graces
                 await self._destroy(workspace)
+        event("workspace deleted", workspace_id=workspace.record.workspace_id)
         return Deleted(workspace_id=workspace.record.workspace_id, name=workspace.record.name)
 
     async def _destroy(self, workspace: Workspace) -> None:
@@ -225,7 +229,6 @@ class Supervisor:
         await anyio.to_thread.run_sync(_remove, workspace.directory)
         self._store.delete_workspace(workspace.record.workspace_id)
         self._workspaces.pop(workspace.record.workspace_id, None)
-        event("workspace deleted", workspace_id=workspace.record.workspace_id)
 
     # --- the runtime's own start and end -----------------------------------------------------------------------------
 

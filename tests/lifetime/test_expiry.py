@@ -111,3 +111,27 @@ async def test_reaping_deletes_what_is_due_now_and_names_it(client: AsyncPyro, c
     assert (await client.reap_expired()).workspace_ids == [due.workspace_id]
     assert await ids(client) == {later.workspace_id}
     assert (await client.reap_expired()).workspace_ids == []
+
+
+async def test_one_that_is_still_being_made_is_left_to_its_maker(
+    client: AsyncPyro, clock: ManualClock, guests: MemoryDriver
+) -> None:
+    async def silence(stream: object) -> None:
+        """A guest that never answers: its boot lasts."""
+
+    guests.impostor = silence
+    async with anyio.create_task_group() as tasks:
+
+        async def create() -> None:
+            await client.create_workspace("debian:12", ttl_seconds=60)
+
+        tasks.start_soon(create)
+        with anyio.fail_after(5):
+            while not guests.machines:  # noqa: ASYNC110 - the disk is made in a thread
+                await anyio.sleep(0.001)
+        await clock.advance(300)
+        (made,) = (await client.list_workspaces()).workspaces
+        assert made.state == "created"
+        assert (await client.reap_expired()).workspace_ids == []
+        tasks.cancel_scope.cancel()
+    assert await ids(client) == set()

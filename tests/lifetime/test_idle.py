@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from pyro_async import AsyncPyro
 from pyro_async.errors import WrongState
+from pyro_async.runtime.embedded import DirectTransport
+from pyro_async.runtime.runtime import Runtime
 from tests.lifetime.conftest import Open
 from tests.support.manual_clock import ManualClock
-from tests.support.memory_guest import MemoryDriver
+from tests.support.memory_guest import MemoryDriver, MemoryImages
 
 #: The clock's task and the workspace's watch.
 SLEEPERS = 2
@@ -129,3 +133,20 @@ async def test_an_adopted_workspace_is_watched_and_gets_its_full_idle_time(
         assert await state(client) == "started"
         await clock.advance(40)
         await stopped(client)
+
+
+async def test_a_command_that_comes_while_the_stop_waits_for_its_turn_prevents_it(
+    tmp_path: Path, guests: MemoryDriver, clock: ManualClock
+) -> None:
+    images: Any = MemoryImages(tmp_path)
+    async with (
+        Runtime(tmp_path, driver=guests, images=images, clock=clock) as runtime,
+        AsyncPyro(transport=DirectTransport(runtime)) as client,
+    ):
+        await client.create_workspace("debian:12", name="ws", idle_stop_seconds=60)
+        await clock.until_asleep(SLEEPERS)
+        async with runtime._supervisor.find("ws").transition:
+            await clock.advance(90)
+            await client.exec_workspace("ws", ["true"])
+        await anyio.wait_all_tasks_blocked()
+        assert await state(client) == "started"
