@@ -16,6 +16,7 @@ from benchmarks.measure import Contender
 from pyro_async import AsyncPyro
 from pyro_async.groups import plain_task_group
 from pyro_async.images.store import ImageStore
+from pyro_async.runtime.admission import Limits
 from pyro_async.runtime.daemon import Daemon
 from pyro_async.runtime.embedded import DirectTransport
 from pyro_async.runtime.runtime import Runtime
@@ -39,7 +40,8 @@ async def memory_host() -> AsyncIterator[Host]:
     async with anyio.TemporaryDirectory(prefix="pyro-bench-") as name, anyio.create_task_group() as agents:
         home = Path(name)
         images = cast("ImageStore", MemoryImages(home))
-        async with serving(Runtime(home, driver=MemoryDriver(agents), images=images)) as host:
+        limits = Limits(memory_mib=1 << 40, boots=1 << 20)  # these guests need neither memory nor a boot
+        async with serving(Runtime(home, driver=MemoryDriver(agents), images=images, limits=limits)) as host:
             yield host
         agents.cancel_scope.cancel()
 

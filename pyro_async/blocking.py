@@ -12,6 +12,7 @@ from pyro_async.operations import (
     EnvironmentList,
     ExecResult,
     Pruned,
+    Reaped,
     Workspace,
     WorkspaceList,
     WorkspaceLogs,
@@ -32,6 +33,8 @@ class Pyro(BlockingClient):
         labels: Mapping[str, str] | None = None,
         vcpu_count: int = 1,
         mem_mib: int = 512,
+        ttl_seconds: int | None = None,
+        idle_stop_seconds: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Workspace:
         """Creates a workspace and waits until commands can run in it.
@@ -42,16 +45,26 @@ class Pyro(BlockingClient):
             labels: up to 256 characters each, for the caller's own use.
             vcpu_count: 1 to 8.
             mem_mib: memory in MiB, 128 to 32768.
+            ttl_seconds: delete it after so long, 60 s or more; None keeps it until somebody deletes it.
+            idle_stop_seconds: stop it, disk kept, after so long without a command, a connection or a busy guest CPU,
+                60 s or more; :meth:`start_workspace` brings it back. None never does.
             on_progress: called for every step.
 
         Raises:
             Conflict: the name is taken. EnvironmentNotFound, EnvironmentBuildFailed, SetupRequired, DriverUnavailable,
-            HostDiskFull: nothing was made. GuestUnresponsive, WorkspaceFailed: the guest did not come up; nothing stays
-            behind.
+            HostDiskFull, HostMemoryFull: nothing was made. GuestUnresponsive, WorkspaceFailed: the guest did not come
+            up; nothing stays behind.
         """
         return self._run(
             lambda client: client.create_workspace(
-                environment, name=name, labels=labels, vcpu_count=vcpu_count, mem_mib=mem_mib, on_progress=on_progress
+                environment,
+                name=name,
+                labels=labels,
+                vcpu_count=vcpu_count,
+                mem_mib=mem_mib,
+                ttl_seconds=ttl_seconds,
+                idle_stop_seconds=idle_stop_seconds,
+                on_progress=on_progress,
             )
         )
 
@@ -60,7 +73,10 @@ class Pyro(BlockingClient):
         return self._run(lambda client: client.list_workspaces())
 
     def status_workspace(self, workspace: str) -> Workspace:
-        """Describes a workspace, given by id or name. Raises WorkspaceNotFound."""
+        """Describes a workspace, given by id or name, and what it uses if it runs. Raises WorkspaceNotFound.
+
+        A guest that does not answer delays this by two seconds at most; ``resources.guest`` is None then.
+        """
         return self._run(lambda client: client.status_workspace(workspace))
 
     def update_workspace(
@@ -88,8 +104,15 @@ class Pyro(BlockingClient):
         return self._run(lambda client: client.stop_workspace(workspace))
 
     def start_workspace(self, workspace: str, *, on_progress: OnProgress | None = None) -> Workspace:
-        """Starts a stopped or failed workspace on the disk as it was left."""
+        """Starts a stopped or failed workspace on the disk as it was left. Raises HostMemoryFull."""
         return self._run(lambda client: client.start_workspace(workspace, on_progress=on_progress))
+
+    def reap_expired(self) -> Reaped:
+        """Deletes the workspaces whose time is up now, waits until they are gone and returns their ids.
+
+        They are deleted by themselves within moments anyway; this is for who wants to see it done.
+        """
+        return self._run(lambda client: client.reap_expired())
 
     def exec_workspace(
         self,

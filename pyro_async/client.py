@@ -35,6 +35,8 @@ from pyro_async.operations import (
     Progress,
     Pruned,
     PruneEnvironments,
+    Reaped,
+    ReapExpired,
     Result,
     RunInVm,
     StartWorkspace,
@@ -117,6 +119,8 @@ class AsyncPyro:
         labels: Mapping[str, str] | None = None,
         vcpu_count: int = 1,
         mem_mib: int = 512,
+        ttl_seconds: int | None = None,
+        idle_stop_seconds: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Workspace:
         """Creates a workspace and waits until commands can run in it.
@@ -127,15 +131,24 @@ class AsyncPyro:
             labels: up to 256 characters each, for the caller's own use.
             vcpu_count: 1 to 8.
             mem_mib: memory in MiB, 128 to 32768.
+            ttl_seconds: delete it after so long, 60 s or more; None keeps it until somebody deletes it.
+            idle_stop_seconds: stop it, disk kept, after so long without a command, a connection or a busy guest CPU,
+                60 s or more; :meth:`start_workspace` brings it back. None never does.
             on_progress: called for every step.
 
         Raises:
             Conflict: the name is taken. EnvironmentNotFound, EnvironmentBuildFailed, SetupRequired, DriverUnavailable,
-            HostDiskFull: nothing was made. GuestUnresponsive, WorkspaceFailed: the guest did not come up; nothing stays
-            behind.
+            HostDiskFull, HostMemoryFull: nothing was made. GuestUnresponsive, WorkspaceFailed: the guest did not come
+            up; nothing stays behind.
         """
         params = CreateWorkspace(
-            environment=environment, name=name, labels=dict(labels or {}), vcpu_count=vcpu_count, mem_mib=mem_mib
+            environment=environment,
+            name=name,
+            labels=dict(labels or {}),
+            vcpu_count=vcpu_count,
+            mem_mib=mem_mib,
+            ttl_seconds=ttl_seconds,
+            idle_stop_seconds=idle_stop_seconds,
         )
         return await self._call("create_workspace", params, Workspace, _reporting(on_progress))
 
@@ -144,7 +157,10 @@ class AsyncPyro:
         return await self._call("list_workspaces", ListWorkspaces(), WorkspaceList)
 
     async def status_workspace(self, workspace: str) -> Workspace:
-        """Describes a workspace, given by id or name. Raises WorkspaceNotFound."""
+        """Describes a workspace, given by id or name, and what it uses if it runs. Raises WorkspaceNotFound.
+
+        A guest that does not answer delays this by two seconds at most; ``resources.guest`` is None then.
+        """
         return await self._call("status_workspace", StatusWorkspace(workspace=workspace), Workspace)
 
     async def update_workspace(
@@ -175,10 +191,17 @@ class AsyncPyro:
         return await self._call("stop_workspace", StopWorkspace(workspace=workspace), Workspace)
 
     async def start_workspace(self, workspace: str, *, on_progress: OnProgress | None = None) -> Workspace:
-        """Starts a stopped or failed workspace on the disk as it was left."""
+        """Starts a stopped or failed workspace on the disk as it was left. Raises HostMemoryFull."""
         return await self._call(
             "start_workspace", StartWorkspace(workspace=workspace), Workspace, _reporting(on_progress)
         )
+
+    async def reap_expired(self) -> Reaped:
+        """Deletes the workspaces whose time is up now, waits until they are gone and returns their ids.
+
+        They are deleted by themselves within moments anyway; this is for who wants to see it done.
+        """
+        return await self._call("reap_expired", ReapExpired(), Reaped)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,11 @@ from typing import Final, NamedTuple
 import msgspec
 from anyio.abc import SocketAttribute, SocketStream
 
-__all__ = ["STATUS", "STOP", "Credentials", "DaemonStatus", "StopDaemon", "peer_credentials"]
+__all__ = ["STATUS", "STOP", "TASKS", "Credentials", "DaemonStatus", "StopDaemon", "peer_credentials"]
 
 STATUS: Final = "daemon_status"
+#: Answered by a :class:`~pyro_async.task_tree.TaskNode`.
+TASKS: Final = "daemon_tasks"
 STOP: Final = "daemon_stop"
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "HomeBusy",
     "HomeUnusable",
     "HostDiskFull",
+    "HostMemoryFull",
     "InternalError",
     "InvalidArgument",
     "LinkLost",
@@ -159,6 +160,12 @@ class HostDiskFull(PyroError):
     """The host has no space left for what the operation has to write."""
 
     code = "host_disk_full"
+
+
+class HostMemoryFull(PyroError):
+    """The VMs that run leave too little of the host's memory for another; the hint names what to stop."""
+
+    code = "host_memory_full"
 
 
 class HomeUnusable(PyroError):

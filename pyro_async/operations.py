@@ -30,6 +30,7 @@ __all__ = [
     "ExecResult",
     "ExecStarted",
     "ExecWorkspace",
+    "GuestResources",
     "InspectEnvironment",
     "ListEnvironments",
     "ListWorkspaces",
@@ -39,12 +40,16 @@ __all__ = [
     "Progress",
     "PruneEnvironments",
     "Pruned",
+    "ReapExpired",
+    "Reaped",
+    "Resources",
     "Result",
     "RunInVm",
     "StartWorkspace",
     "StatusWorkspace",
     "StopWorkspace",
     "UpdateWorkspace",
+    "VmmResources",
     "Workspace",
     "WorkspaceList",
     "WorkspaceLogs",
@@ -74,6 +79,19 @@ VcpuCount = Annotated[int, Meta(ge=1, le=8)]
 MemMib = Annotated[int, Meta(ge=128, le=32768)]
 Timeout = Annotated[
     float, Meta(gt=0, le=7 * 86400, description="seconds until the command and its children are killed")
+]
+#: Ten years: beyond that a slip of the pen is likelier than a wish.
+LONGEST_LIFE: Final = 3653 * 86400
+TtlSeconds = Annotated[
+    int, Meta(ge=60, le=LONGEST_LIFE, description="seconds from now until the workspace is deleted; never by default")
+]
+IdleStopSeconds = Annotated[
+    int,
+    Meta(
+        ge=60,
+        le=LONGEST_LIFE,
+        description="seconds without activity until the workspace is stopped, its disk kept; never by default",
+    ),
 ]
 GuestPath = Annotated[str, Meta(min_length=1, max_length=4096)]
 Command = (
@@ -116,6 +134,8 @@ class CreateWorkspace(Params, frozen=True):
     labels: Labels = {}
     vcpu_count: VcpuCount = 1
     mem_mib: MemMib = 512
+    ttl_seconds: TtlSeconds | None = None
+    idle_stop_seconds: IdleStopSeconds | None = None
 
 
 class ListWorkspaces(Params, frozen=True):
@@ -123,7 +143,7 @@ class ListWorkspaces(Params, frozen=True):
 
 
 class StatusWorkspace(Params, frozen=True):
-    """Describes one workspace."""
+    """Describes one workspace and, if it runs, what it uses at this moment."""
 
     workspace: WorkspaceRef
 
@@ -156,6 +176,70 @@ class StartWorkspace(Params, frozen=True):
     workspace: WorkspaceRef
 
 
+class ReapExpired(Params, frozen=True):
+    """Deletes the workspaces whose time is up now instead of within the next moments, and waits until they are gone."""
+
+
+class Reaped(Result, frozen=True):
+    """The ids of the workspaces that were deleted."""
+
+    workspace_ids: list[str]
+
+
+class GuestResources(Result, frozen=True):
+    """What a guest uses, by its own account.
+
+    Attributes:
+        uptime_seconds: since its kernel started.
+        cpu_seconds: its CPUs have been busy since then, all together.
+        mem_total_bytes, mem_available_bytes: available is what programs could still get, caches included.
+        disk_total_bytes, disk_free_bytes: of the workspace's disk.
+        process_count: processes, kernel threads included.
+    """
+
+    uptime_seconds: float
+    cpu_seconds: float
+    mem_total_bytes: int
+    mem_available_bytes: int
+    disk_total_bytes: int
+    disk_free_bytes: int
+    process_count: int
+
+
+class VmmResources(Result, frozen=True):
+    """What a workspace's VM takes of the host.
+
+    Attributes:
+        pid: of its VMM's process.
+        rss_bytes: memory resident on the host.
+        pss_bytes: the same with shared pages counted in part; None where the kernel does not tell.
+        cpu_seconds: used by the VMM and its guest since the VM started.
+    """
+
+    pid: int
+    rss_bytes: int
+    pss_bytes: int | None
+    cpu_seconds: float
+
+
+class Resources(Result, frozen=True):
+    """What a running workspace uses at this moment.
+
+    Attributes:
+        measured_at: when the VMM's figures were read.
+        guest: None if the guest did not answer at once.
+        vmm: None if the VMM has just ended.
+        disk_allocated_bytes: what the workspace's disk takes on the host.
+        running_commands: how many commands run in it.
+    """
+
+    measured_at: float
+    guest: GuestResources | None
+    vmm: VmmResources | None
+    disk_allocated_bytes: int
+    running_commands: int
+
+
 class CommandSummary(Result, frozen=True):
     """The last command of a workspace in short."""
 
@@ -174,6 +258,9 @@ class Workspace(Result, frozen=True):
         failure: why it failed, with the end of the guest's console; None otherwise.
         driver: ``qemu`` or ``firecracker``, with its acceleration: ``qemu/tcg``.
         command_count: commands run so far.
+        expires_at: when it will be deleted, None for never.
+        idle_stop_seconds: after so long without activity it is stopped, None for never.
+        resources: what it uses at this moment; only from ``status_workspace``, and only of a running one.
     """
 
     workspace_id: str
@@ -190,6 +277,9 @@ class Workspace(Result, frozen=True):
     command_count: int
     last_command: CommandSummary | None
     workspace_path: str = WORKSPACE_PATH
+    expires_at: float | None = None
+    idle_stop_seconds: int | None = None
+    resources: Resources | None = None
 
 
 class WorkspaceList(Result, frozen=True):
@@ -493,6 +583,15 @@ OPERATIONS: Final[dict[str, Operation]] = {
             cli="workspace start",
             mcp="workspace_start",
             events=Progress,
+            idempotent=True,
+        ),
+        Operation(
+            name="reap_expired",
+            params=ReapExpired,
+            result=Reaped,
+            cli="workspace reap",
+            mcp_absent="what has expired is deleted without anybody asking",
+            destructive=True,
             idempotent=True,
         ),
         Operation(

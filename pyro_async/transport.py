@@ -17,7 +17,7 @@ from anyio.abc import SocketStream
 
 from pyro_async import __version__
 from pyro_async.calls import Call, Transport
-from pyro_async.control import STATUS, STOP, DaemonStatus, StopDaemon, peer_credentials
+from pyro_async.control import STATUS, STOP, TASKS, DaemonStatus, StopDaemon, peer_credentials
 from pyro_async.errors import (
     DaemonUnavailable,
     Failure,
@@ -31,11 +31,12 @@ from pyro_async.errors import (
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
 from pyro_async.operations import OPERATIONS, ExecOutput, Operation, Params, Result
+from pyro_async.task_tree import TaskNode
 from pyro_async.wire.codec import Hello, decode
 from pyro_async.wire.connection import Connection, Data, End, Message, Role, Stream, outcome
 from pyro_async.wire.guest import STDOUT
 
-__all__ = ["DaemonStatus", "SocketTransport", "daemon_status", "daemon_transport", "stop_daemon"]
+__all__ = ["DaemonStatus", "SocketTransport", "daemon_status", "daemon_tasks", "daemon_transport", "stop_daemon"]
 
 #: How long a daemon may take to answer after it was started, or to let go of the home after it was stopped.
 START_SECONDS: Final = 60.0
@@ -119,7 +120,7 @@ async def _connected(stream: SocketStream) -> AsyncIterator[Connection]:
     connection = Connection(stream, role=Role.CLIENT, hello=Hello(software=__version__))
     async with plain_task_group() as tasks:
         with anyio.move_on_after(GREETING_SECONDS) as silent:
-            await tasks.start(connection.run)
+            await tasks.start(connection.run, name="connection")
         if silent.cancelled_caught:
             raise DaemonUnavailable("the daemon does not answer", hint="it may be stopped or overloaded; see its log")
         try:
@@ -177,6 +178,15 @@ async def daemon_status(home: Path) -> DaemonStatus | None:
         return None
     async with _connected(stream) as connection:
         return await connection.call(STATUS, None, DaemonStatus)
+
+
+async def daemon_tasks(home: Path) -> TaskNode | None:
+    """The living tasks of the home's daemon, or None if there is none. Starts nothing."""
+    stream = await _connect(Home(home))
+    if stream is None:
+        return None
+    async with _connected(stream) as connection:
+        return await connection.call(TASKS, None, TaskNode)
 
 
 async def stop_daemon(home: Path, *, all: bool = False) -> bool:  # noqa: A002 - the flag's public name

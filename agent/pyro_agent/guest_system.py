@@ -13,8 +13,9 @@ from pyro_agent.accounts import Accounts
 from pyro_agent.cgroups import Cgroup, CgroupPool
 from pyro_agent.kernel import reboot
 from pyro_agent.reaper import ProcessTable
+from pyro_agent.stats import read_stats
 from pyro_async.errors import WrongState
-from pyro_async.wire.guest import Configure
+from pyro_async.wire.guest import Configure, StatsResult
 
 __all__ = ["GuestSystem"]
 
@@ -65,6 +66,11 @@ class GuestSystem:
     def disk_full(self) -> bool:
         status = os.statvfs(mounts.UPPER)
         return status.f_bavail * status.f_frsize < _FULL_BELOW or status.f_ffree == 0
+
+    def stats(self) -> StatsResult:
+        if self._cgroups is None:
+            raise WrongState("the guest is not configured yet")
+        return read_stats(mounts.UPPER)
 
     async def end_processes(self, grace_seconds: float) -> None:
         for number, grace in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, _KILL_GRACE)):

@@ -26,6 +26,8 @@ from pyro_async.wire.guest import (
     Running,
     RunningExec,
     Shutdown,
+    Stats,
+    StatsResult,
 )
 from pyro_async.wire.resync import accept_epoch
 
@@ -67,6 +69,7 @@ class Agent:
             Forget.method: self._forget,
             Configure.method: self._configure,
             Shutdown.method: self._shutdown,
+            Stats.method: self._stats,
         }
 
     async def serve(self, stream: ByteStream, already: bytes = b"") -> bytes:
@@ -136,6 +139,9 @@ class Agent:
         self._system.configure(decode(request.params, Configure))
         self._configured = True
         return Configured(kernel=os.uname().release, seconds=time.monotonic() - began)
+
+    async def _stats(self, stream: Stream, request: Request) -> StatsResult:
+        return self._system.stats()
 
     async def _shutdown(self, stream: Stream, request: Request) -> None:
         params = decode(request.params, Shutdown)

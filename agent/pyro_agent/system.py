@@ -7,7 +7,7 @@ from typing import Protocol
 from pyro_agent.accounts import Accounts
 from pyro_agent.reaper import ProcessTable
 from pyro_agent.spawn import Command
-from pyro_async.wire.guest import Configure
+from pyro_async.wire.guest import Configure, StatsResult
 
 __all__ = ["System", "Tree"]
 
@@ -56,6 +56,10 @@ class System(Protocol):
 
     def disk_full(self) -> bool:
         """Whether the workspace's disk has no space left."""
+        ...
+
+    def stats(self) -> StatsResult:
+        """What the machine uses at this moment."""
         ...
 
     async def end_processes(self, grace_seconds: float) -> None:

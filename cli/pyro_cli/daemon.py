@@ -28,15 +28,14 @@ async def run(app: App, as_json: bool) -> None:
 
     Logs go to stderr. With --json one object is printed once it answers.
     """
-    import logging
-
     from pyro_async.runtime.daemon import serve_home
+    from pyro_async.runtime.log import configure_log
 
     def ready() -> None:
         if as_json:
             print_json({"serving": str(app.home)})
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    configure_log(None)
     await serve_home(app.home, ready)
 
 

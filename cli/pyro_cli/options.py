@@ -14,6 +14,7 @@ __all__ = [
     "json_option",
     "label_option",
     "mem_option",
+    "optional_workspace_argument",
     "stdin_option",
     "timeout_option",
     "vcpu_option",
@@ -52,6 +53,9 @@ def _complete_workspace(ctx: click.Context, param: click.Parameter, incomplete: 
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 workspace_argument: Final = click.argument("workspace", metavar="WORKSPACE", shell_complete=_complete_workspace)
+optional_workspace_argument: Final = click.argument(
+    "workspace", metavar="[WORKSPACE]", required=False, shell_complete=_complete_workspace
+)
 command_argument: Final = click.argument("command", metavar="[--] COMMAND...", nargs=-1, required=True)
 vcpu_option: Final = click.option(
     "--vcpu-count", type=int, default=1, show_default=True, metavar="N", help="Virtual CPUs, 1 to 8."

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = [
     "ago",
@@ -24,9 +27,13 @@ __all__ = [
     "print_fields",
     "print_json",
     "print_table",
+    "print_tree",
     "printable",
     "size",
+    "table",
 ]
+
+T = TypeVar("T")
 
 #: Cells of exactly this text are coloured.
 _STYLES: Final = {
@@ -61,19 +68,39 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     cells = [[printable(cell) for cell in row] for row in rows]
     if is_terminal(1):
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for heading in headings:
-            table.add_column(heading, overflow="fold")
-        for row in cells:
-            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-        Console().print(table)
+        Console().print(table(headings, cells))
         return
     widths = [max(len(row[column]) for row in [list(headings), *cells]) for column in range(len(headings))]
     for row in [list(headings), *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Rows below headings, for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in headings:
+        made.add_column(heading, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row))
+    return made
+
+
+def print_tree(root: T, label: Callable[[T], str], children: Callable[[T], Iterable[T]]) -> None:
+    """Prints what hangs below ``root``."""
+    from rich.console import Console
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def grow(tree: Tree, node: T) -> Tree:
+        for child in children(node):
+            grow(tree.add(Text(printable(label(child)))), child)
+        return tree
+
+    Console(soft_wrap=True).print(grow(Tree(Text(printable(label(root)))), root))
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:

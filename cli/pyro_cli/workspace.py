@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import asyncclick as click
@@ -16,11 +17,11 @@ from pyro_cli.options import (
     vcpu_option,
     workspace_argument,
 )
-from pyro_cli.output import ago, clock, is_terminal, note, print_fields, print_json, print_table
+from pyro_cli.output import ago, clock, duration, is_terminal, note, print_fields, print_json, print_table, size
 from pyro_cli.phases import show_phases
 
 if TYPE_CHECKING:
-    from pyro_async.operations import Workspace
+    from pyro_async.operations import Resources, Workspace
 
 __all__ = ["workspace"]
 
@@ -39,6 +40,13 @@ def workspace() -> None:
 @label_option("Attach a label; may be repeated.")
 @vcpu_option
 @mem_option
+@click.option("--ttl-seconds", type=int, metavar="S", help="Delete it after S seconds, 60 or more; never by default.")
+@click.option(
+    "--idle-stop-seconds",
+    type=int,
+    metavar="S",
+    help="Stop it, keeping its disk, after S seconds without activity, 60 or more; never by default.",
+)
 @click.option("--id-only", is_flag=True, help="Print only the new workspace's id.")
 @json_option
 @click.pass_obj
@@ -49,6 +57,8 @@ async def create(
     labels: dict[str, str],
     vcpu_count: int,
     mem_mib: int,
+    ttl_seconds: int | None,
+    idle_stop_seconds: int | None,
     id_only: bool,
     as_json: bool,
 ) -> None:
@@ -64,6 +74,8 @@ async def create(
                 labels=labels,
                 vcpu_count=vcpu_count,
                 mem_mib=mem_mib,
+                ttl_seconds=ttl_seconds,
+                idle_stop_seconds=idle_stop_seconds,
                 on_progress=phases,
             )
     if as_json:
@@ -187,6 +199,24 @@ async def start(app: App, workspace: str, as_json: bool) -> None:
     _show(started, as_json)
 
 
+@workspace.command(epilog=example("pyro workspace reap"))
+@json_option
+@click.pass_obj
+async def reap(app: App, as_json: bool) -> None:
+    """Delete the workspaces whose time is up, and wait until they are gone.
+
+    That happens by itself within moments; this is for who wants to see it done.
+    """
+    async with app.client() as client:
+        reaped = await client.reap_expired()
+    if as_json:
+        print_json(reaped)
+    elif reaped.workspace_ids:
+        print(f"deleted {' '.join(reaped.workspace_ids)}")
+    else:
+        note("no workspace has expired")
+
+
 workspace.add_command(exec_)
 workspace.add_command(logs)
 workspace.add_command(cancel)
@@ -216,6 +246,31 @@ def _print_workspace(found: Workspace) -> None:
     if last is not None:
         how = "running" if last.exit_code is None else f"exit {last.exit_code}"
         fields.append(("last command", f"{command_line(last.command)} ({how})"))
+    if found.expires_at is not None:
+        fields.append(("expires", f"{clock(found.expires_at)} (in {duration(found.expires_at - time.time())})"))
+    if found.idle_stop_seconds is not None:
+        fields.append(("idle stop", f"after {duration(found.idle_stop_seconds)} without activity"))
+    if found.resources is not None:
+        fields += _resource_fields(found.resources)
     if found.failure:
         fields.append(("failure", found.failure))
     print_fields(fields)
+
+
+def _resource_fields(used: Resources) -> list[tuple[str, str]]:
+    guest, vmm = used.guest, used.vmm
+    fields = [("disk", f"{size(used.disk_allocated_bytes)} on the host")]
+    if guest is not None:
+        in_use = guest.mem_total_bytes - guest.mem_available_bytes
+        fields = [
+            ("uptime", duration(guest.uptime_seconds)),
+            ("guest memory", f"{size(in_use)} of {size(guest.mem_total_bytes)} in use"),
+            ("guest CPU", f"{duration(guest.cpu_seconds)} busy, {guest.process_count} processes"),
+            ("disk", f"{fields[0][1]}, {size(guest.disk_free_bytes)} of {size(guest.disk_total_bytes)} free"),
+        ]
+    if vmm is not None:
+        memory = f"{size(vmm.rss_bytes)} resident"
+        if vmm.pss_bytes is not None:
+            memory += f" ({size(vmm.pss_bytes)} its own share)"
+        fields.append(("VM on host", f"{memory}, {duration(vmm.cpu_seconds)} CPU, pid {vmm.pid}"))
+    return fields

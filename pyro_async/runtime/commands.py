@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 
 from pyro_async.errors import ExecNotFound, InvalidArgument, LinkLost, PyroError
 from pyro_async.operations import INLINE_OUTPUT_LIMIT, CommandSummary, ExecResult, ExecWorkspace
+from pyro_async.runtime.activity import Activity
 from pyro_async.runtime.execution import Execution, exec_result
 from pyro_async.runtime.link import Link
 from pyro_async.runtime.output import OutputStore
@@ -37,14 +38,16 @@ class Commands:
         workspace_id: whose commands these are.
         directory: holds their output.
         store: where they are recorded.
+        activity: held while any of them runs.
 
     Attributes:
         last_activity_at: when a command last started or ended, seconds since the epoch; 0 if none has.
     """
 
-    def __init__(self, workspace_id: str, directory: Path, store: Store) -> None:
+    def __init__(self, workspace_id: str, directory: Path, store: Store, activity: Activity) -> None:
         self._workspace_id = workspace_id
         self._store = store
+        self._activity = activity
         self._output = OutputStore(directory)
         self._running: dict[str, Execution] = {}
         self._last = self._newest()
@@ -56,6 +59,11 @@ class Commands:
     def count(self) -> int:
         """How many commands there have been."""
         return self._last.sequence if self._last else 0
+
+    @property
+    def running_count(self) -> int:
+        """How many run at this moment."""
+        return len(self._running)
 
     def summary(self) -> CommandSummary | None:
         """The last command in short."""
@@ -175,7 +183,12 @@ class Commands:
     def _follow(self, execution: Execution, tasks: TaskGroup, link: Link) -> None:
         exec_id = execution.record.exec_id
         self._running[exec_id] = execution
-        tasks.start_soon(execution.run, link, self._save, name=f"exec {exec_id}")
+        self._activity.touch()
+        tasks.start_soon(self._run, execution, link, name=f"exec {exec_id}")
+
+    async def _run(self, execution: Execution, link: Link) -> None:
+        with self._activity.hold():
+            await execution.run(link, self._save)
 
     def _save(self, execution: Execution) -> None:
         """Records an end. A command the guest refused to run is the caller's error and not part of the history."""

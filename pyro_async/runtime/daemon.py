@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
 
@@ -24,22 +23,21 @@ from anyio.abc import SocketStream, TaskStatus
 
 from pyro_async import __version__
 from pyro_async.calls import Call
-from pyro_async.control import STATUS, STOP, DaemonStatus, StopDaemon, peer_credentials
+from pyro_async.control import STATUS, STOP, TASKS, DaemonStatus, StopDaemon, peer_credentials
 from pyro_async.errors import InternalError, PyroError, UnknownOperation
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
 from pyro_async.operations import ListWorkspaces
 from pyro_async.runtime.embedded import DirectTransport
+from pyro_async.runtime.log import configure_log, event
 from pyro_async.runtime.runtime import Runtime
 from pyro_async.runtime.serving import serve_client
+from pyro_async.task_tree import running_tasks, task_tree
 from pyro_async.wire.codec import Request, decode
 
 __all__ = ["Daemon", "main"]
 
-#: The log is rotated at this size; one old file is kept.
-_LOG_BYTES: Final = 1024 * 1024
-
-_log = logging.getLogger("pyro.daemon")
+_log: Final = logging.getLogger("pyro.daemon")
 
 
 class Daemon:
@@ -74,15 +72,19 @@ class Daemon:
         self._stop.set()
 
     async def _client(self, stream: SocketStream) -> None:
-        if peer_credentials(stream).uid not in (0, os.getuid()):
+        peer = peer_credentials(stream)
+        event("client connected", logging.DEBUG, client_pid=peer.pid, uid=peer.uid)
+        if peer.uid not in (0, os.getuid()):
+            event("client refused", logging.WARNING, client_pid=peer.pid, uid=peer.uid)
             await anyio.aclose_forcefully(stream)
             return
         try:
             await serve_client(stream, self._transport, self._control)
         except PyroError as error:
-            _log.info("a client was refused: %s", error)
+            event("client refused", client_pid=peer.pid, error=str(error))
         except Exception:  # a defect met by one client must not end the daemon
             _log.exception("serving a client failed")
+        event("client disconnected", logging.DEBUG, client_pid=peer.pid)
 
     async def _control(self, request: Request) -> object:
         if request.method == STATUS:
@@ -93,6 +95,8 @@ class Daemon:
                 started_at=self._started_at,
                 workspaces=len(workspaces.workspaces),
             )
+        if request.method == TASKS:
+            return task_tree(running_tasks())
         if request.method == STOP:
             self._runtime.leave_running = not decode(request.params, StopDaemon).all
             self.stop()
@@ -110,17 +114,17 @@ async def serve_home(home: Path, ready: Callable[[], None]) -> None:
 
 async def _announce(daemon: Daemon, ready: Callable[[], None], scope: anyio.CancelScope) -> None:
     async with plain_task_group() as tasks:
-        await tasks.start(daemon.serve)
-        _log.info("serving, version %s, pid %d", __version__, os.getpid())
+        await tasks.start(daemon.serve, name="connections")
+        event("daemon serving", version=__version__, pid=os.getpid())
         ready()
-    _log.info("stopping")
+    event("daemon stopping")
     scope.cancel()
 
 
 async def _stop_on_signal(daemon: Daemon) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
-            _log.info("got %s", number.name)
+            event("signal received", signal=number.name)
             daemon.stop()
 
 
@@ -140,16 +144,11 @@ def main() -> None:
 
 def run_daemon(home: Path, ready: Callable[[], None], *, log_to_file: bool) -> int:
     """Runs a daemon to its end; returns the exit status."""
-    handler = (
-        RotatingFileHandler(Home(home).daemon_log, maxBytes=_LOG_BYTES, backupCount=1)
-        if log_to_file
-        else logging.StreamHandler()
-    )
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, handlers=[handler])
     try:
+        configure_log(Home(home).daemon_log if log_to_file else None)
         anyio.run(serve_home, home, ready)
     except PyroError as error:
-        _log.error("%s", error)
+        event("daemon failed", logging.ERROR, code=error.code, error=str(error))
         return _report(error)
     except Exception as error:
         _log.exception("the daemon failed")

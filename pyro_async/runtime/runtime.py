@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 import anyio
+from msgspec import structs
 
 from pyro_async.calls import Call
 from pyro_async.errors import InvalidArgument
@@ -35,6 +36,8 @@ from pyro_async.operations import (
     Progress,
     Pruned,
     PruneEnvironments,
+    Reaped,
+    ReapExpired,
     RunInVm,
     StartWorkspace,
     StatusWorkspace,
@@ -44,9 +47,13 @@ from pyro_async.operations import (
     WorkspaceList,
     WorkspaceLogs,
 )
+from pyro_async.runtime.admission import Limits
+from pyro_async.runtime.clock import Clock, SystemClock
 from pyro_async.runtime.drivers import Drivers
 from pyro_async.runtime.execution import Execution
+from pyro_async.runtime.lifetime import Lifetime
 from pyro_async.runtime.output import Journal
+from pyro_async.runtime.resources import resources
 from pyro_async.runtime.store import Store
 from pyro_async.runtime.supervisor import Parts, Supervisor
 from pyro_async.runtime.workspace import Workspace as LiveWorkspace
@@ -86,15 +93,29 @@ class Runtime:
         home: its directory; locked exclusively while the runtime lives.
         driver: runs the VMs; by default the best one that really runs a guest on this host.
         leave_running: on leaving, let VMs run for the next runtime to adopt, instead of stopping them cleanly.
+        clock: what lifetimes and idle times are measured by.
+        limits: how many VMs there may be; by default what this host can bear.
+
+    Raises:
+        InvalidArgument: the environment sets a limit that is none.
     """
 
     def __init__(
-        self, home: Path, *, driver: Driver | None = None, images: Images | None = None, leave_running: bool = False
+        self,
+        home: Path,
+        *,
+        driver: Driver | None = None,
+        images: Images | None = None,
+        leave_running: bool = False,
+        clock: Clock | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.home: Final = Home(home)
         self.leave_running = leave_running
         self._images: Images = images or ImageStore(self.home.root)
         self._drivers = Drivers(self.home.root / "probes.json", [driver] if driver else [])
+        self._clock = clock or SystemClock()
+        self._limits = limits or Limits.of_host()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -103,9 +124,11 @@ class Runtime:
             self._store = Store(self.home.database)
             stack.callback(self._store.close)
             self._tasks = await stack.enter_async_context(plain_task_group())
-            self._supervisor = Supervisor(self.home, self._store, self._drivers, self._tasks)
+            self._supervisor = Supervisor(self.home, self._store, self._drivers, self._tasks, self._clock, self._limits)
+            self._lifetime = Lifetime(self._supervisor, self._clock)
             stack.push_async_callback(self._close)
             await self._supervisor.recover()
+            self._tasks.start_soon(self._lifetime.run, name="clock")
             self._stack = stack.pop_all()
         return self
 
@@ -131,13 +154,17 @@ class Runtime:
             guest = await self._images.ensure_guest(report)
             driver = await self._drivers.choose(guest.kernel, report)
             parts = Parts(driver=driver, guest=guest, environment=image, upper=self._images.upper_template())
-            return await self._supervisor.create(params, parts, report, ephemeral=ephemeral)
+            workspace = await self._supervisor.create(params, parts, report, ephemeral=ephemeral)
+        self._lifetime.changed()
+        return workspace
 
     async def list_workspaces(self, params: ListWorkspaces, call: Call) -> WorkspaceList:
         return WorkspaceList(workspaces=[workspace.describe() for workspace in self._supervisor.workspaces()])
 
     async def status_workspace(self, params: StatusWorkspace, call: Call) -> Workspace:
-        return self._supervisor.find(params.workspace).describe()
+        workspace = self._supervisor.find(params.workspace)
+        used = await resources(workspace, self._clock)
+        return structs.replace(workspace.describe(), resources=used)
 
     async def update_workspace(self, params: UpdateWorkspace, call: Call) -> Workspace:
         if params.name is not None and params.clear_name:
@@ -164,6 +191,9 @@ class Runtime:
         async with _reporting(call) as report:
             await self._supervisor.start(workspace, report)
         return workspace.describe()
+
+    async def reap_expired(self, params: ReapExpired, call: Call) -> Reaped:
+        return Reaped(workspace_ids=await self._lifetime.reap())
 
     # --- commands ----------------------------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ class WorkspaceRecord(msgspec.Struct, kw_only=True):
         spec: what that VM was started with.
         nonce: the guest agent's, to tell a reconnect from a reboot.
         ephemeral: belongs to one call and dies with it.
+        expires_at: when it is deleted, None for never.
+        idle_stop_seconds: after so long without activity it is stopped, None for never.
     """
 
     workspace_id: str
@@ -67,6 +69,8 @@ class WorkspaceRecord(msgspec.Struct, kw_only=True):
     spec: MachineSpec | None = None
     nonce: bytes = b""
     ephemeral: bool = False
+    expires_at: float | None = None
+    idle_stop_seconds: int | None = None
 
 
 class ExecRecord(msgspec.Struct, kw_only=True):

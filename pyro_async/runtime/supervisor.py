@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -21,8 +21,12 @@ from pyro_async.images.progress import Report
 from pyro_async.images.sparse import clone_file
 from pyro_async.images.store import EnvironmentImage, GuestImages
 from pyro_async.operations import CreateWorkspace, Deleted, Progress
+from pyro_async.runtime.admission import Admission, Limits, MemoryUse
+from pyro_async.runtime.clock import Clock
 from pyro_async.runtime.drivers import Drivers, driver_name
+from pyro_async.runtime.idle import stop_when_idle
 from pyro_async.runtime.lifecycle import Phase, check_transition
+from pyro_async.runtime.log import event
 from pyro_async.runtime.store import Store, WorkspaceRecord
 from pyro_async.runtime.workspace import Workspace
 from pyro_async.vmm.driver import Driver, MachineSpec
@@ -52,14 +56,20 @@ class Supervisor:
         store: where they are recorded.
         drivers: run their machines.
         tasks: the root task group.
+        clock: what time it is.
+        limits: what the host can bear.
     """
 
-    def __init__(self, home: Home, store: Store, drivers: Drivers, tasks: TaskGroup) -> None:
+    def __init__(
+        self, home: Home, store: Store, drivers: Drivers, tasks: TaskGroup, clock: Clock, limits: Limits
+    ) -> None:
         self._home = home
         self._store = store
         self._drivers = drivers
         self._tasks = tasks
+        self._clock = clock
         self._workspaces: dict[str, Workspace] = {}
+        self._admission = Admission(limits, self._memory_in_use)
 
     def workspaces(self) -> list[Workspace]:
         """All workspaces, oldest first."""
@@ -103,6 +113,7 @@ class Supervisor:
         """Makes a workspace and starts it; if that fails or is cancelled nothing stays behind."""
         self.check_name(params.name)
         self._check_space()
+        now = self._clock.time()
         workspace_id = os.urandom(6).hex()
         directory = self._home.workspace(workspace_id)
         record = WorkspaceRecord(
@@ -114,8 +125,10 @@ class Supervisor:
             phase=Phase.CREATING,
             vcpu_count=params.vcpu_count,
             mem_mib=params.mem_mib,
-            created_at=time.time(),
-            last_activity_at=time.time(),
+            created_at=now,
+            last_activity_at=now,
+            expires_at=None if params.ttl_seconds is None else now + params.ttl_seconds,
+            idle_stop_seconds=params.idle_stop_seconds,
             driver=driver_name(parts.driver),
             spec=MachineSpec(
                 directory=directory / "vm",
@@ -130,16 +143,31 @@ class Supervisor:
             ephemeral=ephemeral,
         )
         self._store.save_workspace(record)
-        workspace = self._workspaces[workspace_id] = Workspace(record, directory, parts.driver, self._store)
+        workspace = self._workspaces[workspace_id] = Workspace(
+            record, directory, parts.driver, self._store, self._clock
+        )
         try:
-            await anyio.to_thread.run_sync(_make_disk, directory, parts.upper, directory / "upper.ext4")
-            report(Progress(phase="boot", detail=f"booting {parts.environment.name}"))
-            await self._tasks.start(workspace.run, name=f"workspace {workspace_id}")
-        except BaseException:
+            async with self._admission.boot(_memory_use(workspace), report):
+                await anyio.to_thread.run_sync(_make_disk, directory, parts.upper, directory / "upper.ext4")
+                report(Progress(phase="boot", detail=f"booting {parts.environment.name}"))
+                await self._tasks.start(self._live, workspace, name=f"workspace {workspace_id}")
+        except BaseException as error:
+            event("create undone", workspace_id=workspace_id, cause=getattr(error, "code", "cancelled"))
             with anyio.move_on_after(UNDO_SECONDS, shield=True):
                 await self._destroy(workspace)
             raise
+        event("workspace created", workspace_id=workspace_id, environment=record.environment, driver=record.driver)
         return workspace
+
+    def _memory_in_use(self) -> list[MemoryUse]:
+        return [_memory_use(workspace) for workspace in self._workspaces.values() if workspace.has_machine]
+
+    async def _live(self, workspace: Workspace, adopt: bool = False, *, task_status: TaskStatus[None]) -> None:
+        """Runs a workspace's machine, and beside it what stops it when nobody uses it."""
+        async with plain_task_group() as tasks:
+            tasks.start_soon(stop_when_idle, workspace, self._clock, self.stop, name="idle stop")
+            await workspace.run(adopt=adopt, task_status=task_status)
+            tasks.cancel_scope.cancel()
 
     def _check_space(self) -> None:
         free = shutil.disk_usage(self._home.root).free
@@ -151,33 +179,39 @@ class Supervisor:
 
     async def start(self, workspace: Workspace, report: Report) -> None:
         """Boots a stopped or failed workspace on its own disk; does nothing to a running one."""
-        async with _transition(workspace):
-            if workspace.record.phase is Phase.STARTED:
+        if workspace.started:
+            return
+        # The queue first: who wants to delete the workspace meanwhile need not wait for the boots of others.
+        async with self._admission.boot(_memory_use(workspace), report), _transition(workspace):
+            if workspace.started:
                 return
             self._check_space()
             workspace.record.failure = None
             workspace.enter(Phase.STARTING)
             report(Progress(phase="boot", detail=f"booting {workspace.record.environment}"))
             try:
-                await self._tasks.start(workspace.run, name=f"workspace {workspace.record.workspace_id}")
+                await self._tasks.start(self._live, workspace, name=f"workspace {workspace.record.workspace_id}")
+                event("workspace started", workspace_id=workspace.record.workspace_id)
             except PyroError as error:
                 workspace.record.failure = str(error)
                 workspace.enter(Phase.FAILED)
+                event("start failed", logging.ERROR, workspace_id=workspace.record.workspace_id, code=error.code)
                 raise
             except BaseException:
                 workspace.enter(Phase.STOPPED)
                 raise
 
-    async def stop(self, workspace: Workspace) -> None:
-        """Shuts a workspace down cleanly; does nothing to a stopped one."""
+    async def stop(self, workspace: Workspace, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Shuts a workspace down cleanly; does nothing to a stopped one, or if it is not ``wanted`` any more."""
         async with _transition(workspace):
-            if workspace.record.phase is Phase.STOPPED:
+            if workspace.record.phase is Phase.STOPPED or not wanted():
                 return
             workspace.enter(Phase.STOPPING)
             with anyio.CancelScope(shield=True):  # bounded by the graces of the shutdown itself
                 await workspace.stop()
             if workspace.record.phase is Phase.STOPPING:
                 workspace.enter(Phase.STOPPED)
+            event("workspace stopped", workspace_id=workspace.record.workspace_id)
 
     async def delete(self, workspace: Workspace) -> Deleted:
         """Ends a workspace in whatever state it is and removes all of it."""
@@ -185,6 +219,7 @@ class Supervisor:
             check_transition(workspace.label, workspace.record.phase, Phase.DELETING)
             with anyio.CancelScope(shield=True):  # once begun it is finished; bounded by the machine's own graces
                 await self._destroy(workspace)
+        event("workspace deleted", workspace_id=workspace.record.workspace_id)
         return Deleted(workspace_id=workspace.record.workspace_id, name=workspace.record.name)
 
     async def _destroy(self, workspace: Workspace) -> None:
@@ -202,7 +237,7 @@ class Supervisor:
         records = self._store.workspaces()
         for record in records:
             directory, driver = self._home.workspace(record.workspace_id), self._drivers.named(record.driver)
-            workspace = Workspace(record, directory, driver, self._store)
+            workspace = Workspace(record, directory, driver, self._store, self._clock)
             self._workspaces[record.workspace_id] = workspace
         known = set(self._workspaces)
         for directory in self._home.workspaces.iterdir():
@@ -219,7 +254,7 @@ class Supervisor:
             await self._destroy(workspace)
         elif record.phase is Phase.STARTED:
             try:
-                await self._tasks.start(_adopting, workspace, name=f"workspace {record.workspace_id}")
+                await self._tasks.start(self._live, workspace, True, name=f"workspace {record.workspace_id}")
             except PyroError as error:
                 workspace.give_up(error)
         elif record.phase in (Phase.STARTING, Phase.STOPPING):
@@ -242,7 +277,7 @@ class Supervisor:
         """Ends all workspaces' tasks, leaving their machines running or stopping them cleanly."""
         async with plain_task_group() as tasks:
             for workspace in self.workspaces():
-                tasks.start_soon(self._close, workspace, release)
+                tasks.start_soon(self._close, workspace, release, name=f"close {workspace.record.workspace_id}")
 
     async def _close(self, workspace: Workspace, release: bool) -> None:
         if workspace.record.phase is not Phase.STARTED:
@@ -252,7 +287,10 @@ class Supervisor:
         elif release:
             await workspace.release()
         else:
-            await self.stop(workspace)
+            try:
+                await self.stop(workspace)
+            except WorkspaceNotFound:
+                pass  # it was being deleted
 
 
 @asynccontextmanager
@@ -268,8 +306,14 @@ async def _transition(workspace: Workspace) -> AsyncIterator[None]:
         yield
 
 
-async def _adopting(workspace: Workspace, *, task_status: TaskStatus[None]) -> None:
-    await workspace.run(adopt=True, task_status=task_status)
+def _memory_use(workspace: Workspace) -> MemoryUse:
+    record = workspace.record
+    return MemoryUse(
+        workspace_id=record.workspace_id,
+        label=workspace.label,
+        mem_mib=record.mem_mib,
+        quiet_seconds=workspace.activity.quiet_seconds,
+    )
 
 
 def _make_disk(directory: Path, template: Path, upper: Path) -> None:

@@ -6,6 +6,7 @@ Only this module joins a driver's byte stream to a connection.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from pyro_async import __version__
 from pyro_async.errors import (
     GuestUnresponsive,
     InternalError,
+    ProtocolError,
     PyroError,
     WorkspaceFailed,
     WorkspaceNotFound,
@@ -29,15 +31,18 @@ from pyro_async.errors import (
 from pyro_async.groups import plain_task_group
 from pyro_async.operations import WORKSPACE_PATH, ExecWorkspace
 from pyro_async.operations import Workspace as WorkspaceResult
+from pyro_async.runtime.activity import Activity
+from pyro_async.runtime.clock import Clock
 from pyro_async.runtime.commands import Commands
 from pyro_async.runtime.execution import Execution
 from pyro_async.runtime.lifecycle import Phase, check_transition, public_state
 from pyro_async.runtime.link import Link
+from pyro_async.runtime.log import event
 from pyro_async.runtime.store import Store, WorkspaceRecord
 from pyro_async.vmm.driver import Driver, Machine, MachineExit
 from pyro_async.wire.codec import Hello
 from pyro_async.wire.connection import Connection
-from pyro_async.wire.guest import Configure, Configured, Shutdown
+from pyro_async.wire.guest import Configure, Configured, Shutdown, Stats, StatsResult
 
 __all__ = ["Workspace"]
 
@@ -53,6 +58,8 @@ STOP_GRACE: Final = 2.0
 SHUTDOWN_SECONDS: Final = 15.0
 #: How long the guest may then take to power off before the VMM is asked, and then forced, to quit.
 POWER_OFF_GRACE: Final = 5.0
+#: How long a guest may take to say what it uses.
+STATS_SECONDS: Final = 2.0
 #: Bytes of the guest's console that go into an error.
 _CONSOLE_EXCERPT: Final = 2048
 
@@ -73,17 +80,20 @@ class Workspace:
         directory: holds everything it owns on disk.
         driver: starts its machine.
         store: where transitions are recorded.
+        clock: what its idle time is measured by.
 
     Attributes:
+        activity: what keeps it from being idle.
         commands: what runs and ran in it.
         transition: held by whoever takes it from one state to another.
     """
 
-    def __init__(self, record: WorkspaceRecord, directory: Path, driver: Driver, store: Store) -> None:
+    def __init__(self, record: WorkspaceRecord, directory: Path, driver: Driver, store: Store, clock: Clock) -> None:
         self.record = record
         self.directory = directory
         self.driver = driver
-        self.commands = Commands(record.workspace_id, directory / "output", store)
+        self.activity = Activity(clock)
+        self.commands = Commands(record.workspace_id, directory / "output", store, self.activity)
         self.transition = anyio.Lock()
         self._store = store
         self._tasks: TaskGroup | None = None
@@ -115,7 +125,33 @@ class Workspace:
             last_activity_at=max(record.last_activity_at, self.commands.last_activity_at),
             command_count=self.commands.count,
             last_command=self.commands.summary(),
+            expires_at=record.expires_at,
+            idle_stop_seconds=record.idle_stop_seconds,
         )
+
+    @property
+    def started(self) -> bool:
+        """Whether it is up."""
+        return self.record.phase is Phase.STARTED
+
+    @property
+    def has_machine(self) -> bool:
+        """Whether its machine takes the host's memory: from the moment it is about to start until it is gone."""
+        return not self._idle.is_set()
+
+    async def stats(self) -> StatsResult | None:
+        """What the guest says it uses; None if it does not run or does not answer at once."""
+        if (link := self._link) is None:
+            return None
+        with anyio.move_on_after(STATS_SECONDS):
+            try:
+                connection = await link.connection()
+                return await connection.call(Stats.method, Stats(), StatsResult)
+            except ProtocolError as error:
+                link.fail(error)
+            except PyroError:
+                pass  # the link is being mended, or the agent is older than this question
+        return None
 
     def enter(self, phase: Phase) -> None:
         """Records a transition, before anything is done about it.
@@ -156,6 +192,7 @@ class Workspace:
             PyroError: before it is started; the machine is gone then.
         """
         self._stop, self._idle, self._ending = anyio.Event(), anyio.Event(), _Ending.KILL
+        self.activity.touch()
         started = anyio.Event()
         try:
             await self._run_machine(adopt=adopt, started=started, task_status=task_status)
@@ -242,6 +279,13 @@ class Workspace:
         elif self.record.phase is not Phase.DELETING:
             self.record.failure = str(error)
             self.enter(Phase.FAILED)
+            event(
+                "workspace failed",
+                logging.ERROR,
+                workspace_id=self.record.workspace_id,
+                code=error.code,
+                reason=error.message.partition("\n")[0],
+            )
 
     def give_up(self, error: PyroError) -> None:
         """Records that a machine which should be running could not be taken over."""

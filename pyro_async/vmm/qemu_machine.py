@@ -172,10 +172,10 @@ class QemuMachine:
                 # QEMU waits for this connection before it does anything else.
                 console = await self._connect_to_qemu(CONSOLE_SOCKET)
                 self._console_closed = anyio.Event()
-                self._run(task_group, partial(self._keep_console, console, self._console_closed))
+                self._run(task_group, "console", partial(self._keep_console, console, self._console_closed))
                 qmp = await self._connect_to_qemu(QMP_SOCKET)
                 self._qmp = QmpClient(qmp, self._on_event)
-                self._run(task_group, self._qmp.run)
+                self._run(task_group, "qmp", self._qmp.run)
                 await self._qmp.negotiate()
         except TimeoutError:
             raise WorkspaceFailed(f"QEMU did not come up within {START_SECONDS:g} s") from None
@@ -184,11 +184,11 @@ class QemuMachine:
                 await self._process.wait()
                 raise start_failure(self._accelerator, self._process.returncode, self._process.read_stderr()) from error
             raise WorkspaceFailed(f"QEMU did not come up: {error}") from error
-        self._run(task_group, self._watch_exit)
-        self._run(task_group, self._watch_pauses)
-        self._run(task_group, self._watch_channel)
+        self._run(task_group, "vmm exit", self._watch_exit)
+        self._run(task_group, "vmm pauses", self._watch_pauses)
+        self._run(task_group, "vmm channel", self._watch_channel)
 
-    def _run(self, task_group: TaskGroup, task: Callable[[], Awaitable[None]]) -> None:
+    def _run(self, task_group: TaskGroup, name: str, task: Callable[[], Awaitable[None]]) -> None:
         # Shielded: power_off in a shielded scope needs these tasks after everything around was cancelled. They end by
         # `_leave`.
         scope = CancelScope(shield=True)
@@ -199,7 +199,7 @@ class QemuMachine:
                 await anyio.lowlevel.checkpoint()  # what is cancelled before it began must not begin
                 await task()
 
-        task_group.start_soon(run)
+        task_group.start_soon(run, name=name)
 
     async def _leave(self) -> None:
         # First the VMM, so that no guest runs without its watchers; then what the VMM used; then whoever watched it.
@@ -254,7 +254,7 @@ class QemuMachine:
     async def _keep_console(self, stream: SocketStream, closed: anyio.Event) -> None:
         try:
             async with anyio.create_task_group() as task_group:
-                task_group.start_soon(self._write_console)
+                task_group.start_soon(self._write_console, name="console file")
                 with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
                     async for data in stream:
                         self._console.append(data)

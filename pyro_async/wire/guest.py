@@ -27,6 +27,8 @@ __all__ = [
     "Running",
     "RunningExec",
     "Shutdown",
+    "Stats",
+    "StatsResult",
 ]
 
 # Channels of an exec stream's data frames.
@@ -35,6 +37,8 @@ STDOUT = 1
 STDERR = 2
 
 Offset = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 
 
 class GuestCall(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -176,3 +180,29 @@ class Shutdown(GuestCall, frozen=True):
 
     method: ClassVar[str] = "shutdown"
     grace_seconds: float = 2.0
+
+
+class Stats(GuestCall, frozen=True):
+    """Asks what the guest uses at this moment; answered by :class:`StatsResult`. Cheap: some files below /proc."""
+
+    method: ClassVar[str] = "stats"
+
+
+class StatsResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What the guest uses, by its own account.
+
+    Attributes:
+        uptime_seconds: since its kernel started.
+        cpu_seconds: spent on anything but idling and waiting for disks, all CPUs together, since then.
+        mem_total, mem_available: bytes; available is what programs could still get, caches included.
+        disk_total, disk_free: bytes of the workspace's disk.
+        process_count: processes, the agent and kernel threads included.
+    """
+
+    uptime_seconds: Seconds
+    cpu_seconds: Seconds
+    mem_total: Count
+    mem_available: Count
+    disk_total: Count
+    disk_free: Count
+    process_count: Count

@@ -13,11 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
+from msgspec import structs
 
 from pyro_agent.accounts import Accounts
 from pyro_agent.reaper import ProcessTable
 from pyro_agent.spawn import Command, spawn
-from pyro_async.wire.guest import Configure
+from pyro_agent.stats import read_stats
+from pyro_async.wire.guest import Configure, StatsResult
 
 __all__ = ["HostSystem", "HostTree"]
 
@@ -71,6 +73,7 @@ class HostSystem:
     Attributes:
         configured: the requests received.
         full: what :meth:`disk_full` says.
+        cpu_seconds: what :meth:`stats` says of the CPU.
         sealed: whether the disk was sealed.
         powered_off: set when the agent switches the machine off.
     """
@@ -80,6 +83,7 @@ class HostSystem:
         self.accounts = Accounts()
         self.configured: list[Configure] = []
         self.full = False
+        self.cpu_seconds = 0.0
         self.sealed = False
         self.powered_off = anyio.Event()
         self._trees: list[HostTree] = []
@@ -94,6 +98,9 @@ class HostSystem:
 
     def disk_full(self) -> bool:
         return self.full
+
+    def stats(self) -> StatsResult:
+        return structs.replace(read_stats("/"), cpu_seconds=self.cpu_seconds)
 
     async def end_processes(self, grace_seconds: float) -> None:
         for tree in self._trees:

@@ -26,6 +26,7 @@ from pyro_async.operations import (
     Params,
     Result,
     RunInVm,
+    StatusWorkspace,
     Workspace,
     WorkspaceList,
 )
@@ -124,6 +125,13 @@ async def act(params: ExecWorkspace | RunInVm, call: Call) -> Result:
     return a_result()
 
 
+async def status(params: StatusWorkspace, call: Call) -> Result:
+    """Knows every workspace but ``nope``."""
+    if params.workspace == "nope":
+        raise WorkspaceNotFound("there is no workspace 'nope'", hint="see `pyro workspace list`")
+    return a_workspace()
+
+
 def main() -> None:
     """Runs the entry point with a daemon that is :class:`FakeTransport`."""
     transport = FakeTransport()
@@ -133,7 +141,7 @@ def main() -> None:
         "list_workspaces": WorkspaceList(
             workspaces=[a_workspace(), *(a_workspace(name=f"demo-{number}") for number in range(5000))]
         ),
-        "status_workspace": WorkspaceNotFound("there is no workspace 'nope'", hint="see `pyro workspace list`"),
+        "status_workspace": status,
     }
 
     @asynccontextmanager

@@ -25,6 +25,12 @@ OUTPUT = {
     ],
     "blocking.py": ["42", "streamed"],
     "lifecycle.py": ["stopped", "started", "kept", "set -o vi", ".*No such file.*", "{'purpose': 'example'}"],
+    "seeing.py": [
+        "lives for 3600 s",
+        "1 command runs",
+        r"the guest has \d+ MiB of memory left",
+        r"its VM takes \d+ MiB of the host's",
+    ],
     "streaming.py": [r"stdout line 1.*", "exit code 0", "sum 10", "timed out True 124 started"],
 }
 
@@ -57,6 +63,7 @@ def test_every_example_is_run_here() -> None:
         ("streaming.py", "trio"),
         ("lifecycle.py", "asyncio"),
         ("blocking.py", ""),
+        ("seeing.py", "trio"),
     ],
 )
 def test_example_prints_what_it_promises(example: str, backend: str, daemon_home: Path) -> None:

@@ -254,7 +254,7 @@ class MemoryImages:
     async def build(self, name: str, report: object, *, force: bool) -> EnvironmentImage:
         return await self.ensure_environment(name, report)
 
-    async def prune(self, in_use: object, *, all: bool = False) -> Pruned:
+    async def prune(self, in_use: object, *, all: bool = False) -> Pruned:  # noqa: A002 - as ImageStore has it
         return Pruned(removed=[], bytes_freed=0)
 
     def upper_template(self) -> Path:
