@@ -20,10 +20,10 @@ from pyro_async.operations import (
     WorkspaceLogs,
 )
 
-__all__ = ["describe", "failure_of"]
+__all__ = ["FOR_THE_USER", "NEXT_STEPS", "describe", "failure_of"]
 
 #: What to do next after a failure, where that is another tool or the user's; the error's own hint speaks of the CLI.
-_NEXT_STEPS: Final = {
+NEXT_STEPS: Final = {
     "workspace_not_found": "call workspace_list for the names and ids there are, or workspace_create to make one",
     "environment_not_found": "use debian:12, or one of those that env_list names",
     "exec_not_found": "call workspace_logs for the exec_ids of this workspace",
@@ -33,16 +33,18 @@ _NEXT_STEPS: Final = {
     "link_lost": "whether it was carried out is unknown: look with workspace_status or workspace_logs, then try again",
     "internal_error": "this is a defect in pyro: do not repeat the same call, tell the user",
 }
-#: Failures of the host, which only the user can mend.
-_FOR_THE_USER: Final = frozenset(
+#: Failures of the host or the installation, which only the user can mend.
+FOR_THE_USER: Final = frozenset(
     {
         "daemon_unavailable",
         "driver_unavailable",
+        "environment_build_failed",
         "home_busy",
         "home_unusable",
         "host_disk_full",
         "protocol_error",
         "setup_required",
+        "unknown_operation",
         "version_mismatch",
     }
 )
@@ -55,9 +57,9 @@ _CAUSES: Final = {
 
 def failure_of(error: PyroError) -> Failure:
     """Returns the failure as a model should see it: the hint is the next step that it, or its user, can take."""
-    hint = _NEXT_STEPS.get(error.code, error.hint)
-    if error.code in _FOR_THE_USER:
-        hint = f"ask the user to mend the host: {error.hint}" if error.hint else "ask the user to mend the host"
+    hint = NEXT_STEPS.get(error.code, error.hint)
+    if error.code in FOR_THE_USER:
+        hint = f"tell the user, who can mend this: {error.hint}" if error.hint else "tell the user, who can mend this"
     return Failure(code=error.code, message=error.message, hint=hint)
 
 

@@ -314,8 +314,8 @@ async def _shut_down(machine: Machine, link: Link) -> None:
     """Agent first, then the VMM's own request, then force; each bounded, all of it shielded."""
     with anyio.CancelScope(shield=True):
         with anyio.move_on_after(STOP_GRACE + SHUTDOWN_SECONDS):
-            connection = await link.connection()
             try:
+                connection = await link.connection()
                 await connection.call(Shutdown.method, Shutdown(grace_seconds=STOP_GRACE), object)
             except PyroError:
                 pass  # the power went before the answer did

@@ -352,7 +352,7 @@ async def test_a_client_that_cannot_be_opened_is_tried_again_by_the_next_call() 
     async with Client(InMemoryTransport(make_server(opened, "workspace-full"))) as client:
         result = await client.call_tool("env_list", {})
         assert result.is_error
-        assert result.structured_content["hint"] == "ask the user to mend the host: run `pyro setup`"
+        assert result.structured_content["hint"] == "tell the user, who can mend this: run `pyro setup`"
         await done(client, "env_list")
 
 
@@ -386,4 +386,4 @@ async def test_a_host_failure_is_for_the_user() -> None:
     opened = Opened(Scripted(DaemonUnavailable("the daemon does not answer")))
     async with Client(InMemoryTransport(make_server(opened, "workspace-full"))) as client:
         result = await client.call_tool("env_list", {})
-    assert result.structured_content["hint"] == "ask the user to mend the host"
+    assert result.structured_content["hint"] == "tell the user, who can mend this"

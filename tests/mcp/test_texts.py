@@ -8,10 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyro_async import errors
 from pyro_async.errors import PyroError, SetupRequired, WrongState
 from pyro_async.operations import Environment, EnvironmentList, ExecResult, Workspace, WorkspaceList, WorkspaceLogs
 from pyro_mcp_server.excerpt import cut, shortened
-from pyro_mcp_server.texts import describe, failure_of
+from pyro_mcp_server.texts import FOR_THE_USER, NEXT_STEPS, describe, failure_of
+
+
+#: Codes of failures whose own hints are steps that a model can take.
+OWN_HINTS = {"conflict", "host_memory_full", "invalid_argument"}
 
 
 def a_result(**changes: Any) -> ExecResult:
@@ -143,6 +148,13 @@ def test_a_hint_speaks_to_whoever_can_act() -> None:
     assert failure_of(WrongState("it is stopped", hint="`pyro workspace start`")).hint.startswith("see its state with")
     assert (
         failure_of(SetupRequired("no kernel", hint="`pyro setup`")).hint
-        == "ask the user to mend the host: `pyro setup`"
+        == "tell the user, who can mend this: `pyro setup`"
     )
     assert failure_of(PyroError("odd")).hint.startswith("this is a defect")
+
+
+def test_every_failure_leads_somewhere() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PyroError)]
+    groups = [NEXT_STEPS.keys(), FOR_THE_USER, OWN_HINTS]
+    for kind in kinds:
+        assert sum(kind.code in group for group in groups) == 1, kind.code

@@ -39,9 +39,9 @@ def open_runtime(home: Path, guests: MemoryDriver) -> Open:
     @asynccontextmanager
     async def open_one(home: Path = home, *, leave_running: bool = False) -> AsyncIterator[AsyncPyro]:
         home.mkdir(exist_ok=True)
-        async with Runtime(home, driver=guests, images=MemoryImages(home), leave_running=leave_running) as runtime:
-            async with AsyncPyro(transport=DirectTransport(runtime)) as client:
-                yield client
+        runtime = Runtime(home, driver=guests, images=MemoryImages(home), leave_running=leave_running)
+        async with runtime, AsyncPyro(transport=DirectTransport(runtime)) as client:
+            yield client
 
     return open_one
 

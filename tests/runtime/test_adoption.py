@@ -60,11 +60,10 @@ async def ended(client: AsyncPyro, exec_id: str) -> ExecResult:
 async def left_behind(open_runtime: Open, guests: MemoryDriver) -> Follower:
     """A workspace whose runtime went, and left it running with a command in it."""
     follower = Follower()
-    async with anyio.create_task_group() as tasks:
-        async with open_runtime(leave_running=True) as client:
-            await client.create_workspace("debian:12", name="ws", labels={"a": "b"})
-            tasks.start_soon(follower.run, client, TICKER)
-            await follower.under_way.wait()
+    async with anyio.create_task_group() as tasks, open_runtime(leave_running=True) as client:
+        await client.create_workspace("debian:12", name="ws", labels={"a": "b"})
+        tasks.start_soon(follower.run, client, TICKER)
+        await follower.under_way.wait()
     assert guests.newest.alive
     return follower
 

@@ -31,6 +31,7 @@ from pyro_async.wire.codec import Hello, encode
 from pyro_async.wire.connection import Connection
 from pyro_async.wire.frames import HEADER, FrameDecoder, FrameType
 from pyro_async.wire.mux import Role
+from tests.support.eventually import eventually
 from tests.support.processes import running_with
 
 
@@ -39,10 +40,8 @@ async def home(tmp_path: Path) -> AsyncIterator[Path]:
     """A home whose daemon, if a test leaves one, is stopped."""
     home = tmp_path / "home"
     yield home
-    with anyio.fail_after(10, shield=True):
-        await stop_daemon(home)
-        while running_with(str(home)):  # the lock is free a moment before the process is gone
-            await anyio.sleep(0.01)
+    await stop_daemon(home)
+    await eventually(lambda: not running_with(str(home)))  # the lock is free a moment before the process is gone
     assert not (home / "daemon.sock").exists()
 
 
@@ -53,9 +52,7 @@ async def pid_of(home: Path) -> int:
 
 
 async def gone(pid: int) -> None:
-    with anyio.fail_after(10):
-        while Path(f"/proc/{pid}/exe").exists():
-            await anyio.sleep(0.01)
+    await eventually(lambda: not Path(f"/proc/{pid}/exe").exists())
 
 
 async def test_the_first_client_starts_it_and_it_stays(home: Path) -> None:

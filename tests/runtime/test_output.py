@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from pyro_async.errors import HostDiskFull
 from pyro_async.runtime import output
@@ -140,7 +141,7 @@ async def test_what_a_live_reader_has_not_read_is_never_dropped(opened: Opened) 
         async with aclosing(journal.follow()) as records:
             async for record in records:
                 got.append(int.from_bytes(record.data[:4], "big"))
-                await anyio.sleep(0)
+                await checkpoint()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read_slowly)
