@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import anyio
@@ -103,15 +103,13 @@ class EventLog:
                 for event_id, moment, kind, workspace_id, detail in rows
             ]
 
-    async def follow(self, after: int) -> AsyncIterator[list[Event]]:
-        """Batches of events behind a cursor, for ever."""
+    async def next(self, after: int) -> list[Event]:
+        """Some events behind a cursor, oldest first; waits until there is one."""
         while True:
             changed = self._changed  # taken before the look: what is committed after it sets this one
             if events := self.read(after, _BATCH):
-                after = events[-1].event_id
-                yield events
-            else:
-                await changed.wait()
+                return events
+            await changed.wait()
 
 
 async def answer(log: EventLog, params: ListEvents, call: Call) -> EventList:
@@ -130,10 +128,9 @@ async def answer(log: EventLog, params: ListEvents, call: Call) -> EventList:
         events = log.read(params.after, params.limit or _PAGE)
         return EventList(events=events, cursor=events[-1].event_id if events else params.after)
     delivered, cursor = 0, params.after
-    async for batch in log.follow(cursor):
-        for event in batch:
+    while True:
+        for event in await log.next(cursor):
             await call.emit(event)
             delivered, cursor = delivered + 1, event.event_id
             if delivered == params.limit:
                 return EventList(events=[], cursor=cursor)
-    raise AssertionError("unreachable")
