@@ -24,7 +24,7 @@ from pyro_async.client import OnEvent, OnProgress
 from pyro_async.operations import (
 {names}
 )
-from pyro_async.portal import BlockingClient, BlockingExecStream
+from pyro_async.portal import BlockingClient, BlockingStream
 
 __all__ = ["Pyro"]
 
@@ -43,16 +43,22 @@ def blocking() -> str:
         for node in client.body
         if isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef) and not node.name.startswith("_")
     ]
-    results = {ast.unparse(node.returns) for node in methods if node.returns} - {"ExecStream"}
+    results = {name for node in methods if node.returns for name in _result_names(ast.unparse(node.returns))}
     names = "".join(f"    {name},\n" for name in sorted(results | {"WORKSPACE_PATH"})).rstrip("\n")
     return BLOCKING_HEADER.format(names=names) + "".join(_method(node) for node in methods)
+
+
+def _result_names(returns: str) -> list[str]:
+    """What has to be imported for an annotation of a result."""
+    return ["ExecEvent"] if returns == "ExecStream" else [returns.removeprefix("OperationStream[").removesuffix("]")]
 
 
 def _method(node: ast.AsyncFunctionDef | ast.FunctionDef) -> str:
     streams = isinstance(node, ast.FunctionDef)
     arguments = ast.unparse(node.args).replace("stdin: Stdin", "stdin: bytes | str | None")
     passed = [arg.arg for arg in node.args.args[1:]] + [f"{arg.arg}={arg.arg}" for arg in node.args.kwonlyargs]
-    returns = "BlockingExecStream" if streams else ast.unparse(node.returns) if node.returns else "None"
+    returns = ast.unparse(node.returns) if node.returns else "None"
+    returns = returns.replace("ExecStream", "BlockingStream[ExecEvent]").replace("OperationStream", "BlockingStream")
     runner = "_stream" if streams else "_run"
     docstring = (ast.get_docstring(node) or "").replace("async with", "with").replace("async for", "for")
     text = "\n".join(f"        {line}" if line else "" for line in f'"""{docstring}'.splitlines())

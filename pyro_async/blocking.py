@@ -10,6 +10,9 @@ from pyro_async.operations import (
     Deleted,
     Environment,
     EnvironmentList,
+    Event,
+    EventList,
+    ExecEvent,
     ExecResult,
     Pruned,
     Reaped,
@@ -17,7 +20,7 @@ from pyro_async.operations import (
     WorkspaceList,
     WorkspaceLogs,
 )
-from pyro_async.portal import BlockingClient, BlockingExecStream
+from pyro_async.portal import BlockingClient, BlockingStream
 
 __all__ = ["Pyro"]
 
@@ -168,7 +171,7 @@ class Pyro(BlockingClient):
         user: str = "root",
         stdin: bytes | str | None = None,
         timeout_seconds: float | None = None,
-    ) -> BlockingExecStream:
+    ) -> BlockingStream[ExecEvent]:
         """Runs a command and yields its events: ExecStarted, ExecOutput as bytes arrive, at last ExecResult.
 
         Use it as ``with client.stream_exec(…) as events: for event in events: …``; leaving the block kills
@@ -232,3 +235,27 @@ class Pyro(BlockingClient):
     def prune_environments(self, *, all: bool = False) -> Pruned:  # noqa: A002 - the flag's public name
         """Removes images that nothing refers to; with ``all`` also those that only a name refers to."""
         return self._run(lambda client: client.prune_environments(all=all))
+
+    def list_events(
+        self, *, after: int = 0, limit: int | None = None, follow: bool = False, on_event: OnEvent | None = None
+    ) -> EventList:
+        """Tells what has happened to workspaces and commands, oldest first.
+
+        Args:
+            after: cursor: the event_id of the last event that is known already; 0 for all that are kept.
+            limit: end after this many; by default after 1000, and with ``follow`` never.
+            follow: call ``on_event`` with each event, also with those still to come (see :meth:`follow_events`).
+            on_event: called with each event if ``follow`` is set.
+
+        Raises:
+            InvalidArgument: the cursor lies behind the last event, so it comes from another home.
+        """
+        return self._run(lambda client: client.list_events(after=after, limit=limit, follow=follow, on_event=on_event))
+
+    def follow_events(self, *, after: int = 0, limit: int | None = None) -> BlockingStream[Event]:
+        """Yields what has happened behind a cursor and then what happens, as it does; ends after ``limit`` or never.
+
+        Use it as ``with client.follow_events() as events: for event in events: …``. A slow reader delays
+        nobody. To go on later, also over a restart of the daemon, pass the last ``event_id`` as ``after``.
+        """
+        return self._stream(lambda client: client.follow_events(after=after, limit=limit))

@@ -13,12 +13,12 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from pyro_async.errors import InvalidArgument
-from pyro_async.operations import PATTERNS, ExecOutput, ExecStarted, Params, Progress, Result
+from pyro_async.operations import PATTERNS, Event, ExecOutput, ExecStarted, Params, Progress, Result
 from pyro_async.wire.codec import encode
 
 __all__ = ["Call", "CallEvent", "Emit", "Transport", "checked"]
 
-CallEvent = Progress | ExecStarted | ExecOutput
+CallEvent = Progress | ExecStarted | ExecOutput | Event
 #: Delivers one event; returns when the receiver has taken it, which is how a slow receiver slows the operation down.
 Emit = Callable[[CallEvent], Awaitable[None]]
 

@@ -25,10 +25,13 @@ from pyro_async.operations import (
     DeleteWorkspace,
     Environment,
     EnvironmentList,
+    Event,
+    EventList,
     ExecResult,
     ExecWorkspace,
     InspectEnvironment,
     ListEnvironments,
+    ListEvents,
     ListWorkspaces,
     LogsWorkspace,
     Params,
@@ -47,6 +50,7 @@ from pyro_async.operations import (
     WorkspaceList,
     WorkspaceLogs,
 )
+from pyro_async.streams import OperationStream
 
 __all__ = ["AsyncPyro", "OnEvent", "OnProgress", "Stdin"]
 
@@ -108,6 +112,12 @@ class AsyncPyro:
         if self._transport is None or self._tasks is None:
             raise PyroError("the client is not open", hint="use it as `async with AsyncPyro() as client`")
         return cast("R", await self._transport.call(name, checked(params), call or Call()))
+
+    def _owner(self) -> TaskGroup:
+        """The group of the tasks behind streams."""
+        if self._tasks is None:
+            raise PyroError("the client is not open", hint="use it as `async with AsyncPyro() as client`")
+        return self._tasks
 
     # --- workspaces --------------------------------------------------------------------------------------------------
 
@@ -263,9 +273,7 @@ class AsyncPyro:
             async with byte_source(stdin) as call.input:
                 return await self._call("exec_workspace", params, ExecResult, call)
 
-        if self._tasks is None:
-            raise PyroError("the client is not open", hint="use it as `async with AsyncPyro() as client`")
-        return ExecStream(run, self._tasks)
+        return ExecStream(run, self._owner())
 
     async def cancel_exec(self, workspace: str, exec_id: str) -> ExecResult:
         """Kills a running command with all its children and returns its result; one that has ended is left alone."""
@@ -320,6 +328,42 @@ class AsyncPyro:
     async def prune_environments(self, *, all: bool = False) -> Pruned:  # noqa: A002 - the flag's public name
         """Removes images that nothing refers to; with ``all`` also those that only a name refers to."""
         return await self._call("prune_environments", PruneEnvironments(all=all), Pruned)
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    async def list_events(
+        self, *, after: int = 0, limit: int | None = None, follow: bool = False, on_event: OnEvent | None = None
+    ) -> EventList:
+        """Tells what has happened to workspaces and commands, oldest first.
+
+        Args:
+            after: cursor: the event_id of the last event that is known already; 0 for all that are kept.
+            limit: end after this many; by default after 1000, and with ``follow`` never.
+            follow: call ``on_event`` with each event, also with those still to come (see :meth:`follow_events`).
+            on_event: called with each event if ``follow`` is set.
+
+        Raises:
+            InvalidArgument: the cursor lies behind the last event, so it comes from another home.
+        """
+        params = ListEvents(after=after, limit=limit, follow=follow)
+        return await self._call("list_events", params, EventList, Call(_pushing(on_event)))
+
+    def follow_events(self, *, after: int = 0, limit: int | None = None) -> OperationStream[Event]:
+        """Yields what has happened behind a cursor and then what happens, as it does; ends after ``limit`` or never.
+
+        Use it as ``async with client.follow_events() as events: async for event in events: …``. A slow reader delays
+        nobody. To go on later, also over a restart of the daemon, pass the last ``event_id`` as ``after``.
+        """
+        params = ListEvents(after=after, limit=limit, follow=True)
+
+        async def deliver(send: Callable[[Event], Awaitable[None]]) -> None:
+            async def emit(event: CallEvent) -> None:
+                if isinstance(event, Event):
+                    await send(event)
+
+            await self._call("list_events", params, EventList, Call(emit))
+
+        return OperationStream(deliver, self._owner())
 
 
 def _command(command: str | Sequence[str]) -> str | list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from typing import Final, NamedTuple
@@ -9,12 +10,28 @@ from typing import Final, NamedTuple
 import msgspec
 from anyio.abc import SocketAttribute, SocketStream
 
-__all__ = ["STATUS", "STOP", "TASKS", "Credentials", "DaemonStatus", "StopDaemon", "peer_credentials"]
+__all__ = ["STATUS", "STOP", "TASKS", "Credentials", "DaemonStatus", "StopDaemon", "is_older", "peer_credentials"]
 
 STATUS: Final = "daemon_status"
 #: Answered by a :class:`~pyro_async.task_tree.TaskNode`.
 TASKS: Final = "daemon_tasks"
 STOP: Final = "daemon_stop"
+
+
+def is_older(version: str, than: str) -> bool:
+    """Whether one release of pyro came before another, by the numbers that a version begins with.
+
+    Versions that differ in what follows these, such as ``.dev1``, count as equal: neither replaces the other.
+    """
+    return _release(version) < _release(than)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    numbers = re.match(r"\d+(?:\.\d+)*", version)
+    release = [int(number) for number in numbers[0].split(".")] if numbers else []
+    while release and release[-1] == 0:  # 1.2 is 1.2.0
+        release.pop()
+    return tuple(release)
 
 
 class Credentials(NamedTuple):

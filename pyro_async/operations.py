@@ -25,6 +25,8 @@ __all__ = [
     "Deleted",
     "Environment",
     "EnvironmentList",
+    "Event",
+    "EventList",
     "ExecEvent",
     "ExecOutput",
     "ExecResult",
@@ -33,6 +35,7 @@ __all__ = [
     "GuestResources",
     "InspectEnvironment",
     "ListEnvironments",
+    "ListEvents",
     "ListWorkspaces",
     "LogsWorkspace",
     "Operation",
@@ -463,6 +466,51 @@ class Pruned(Result, frozen=True):
     bytes_freed: int
 
 
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+class ListEvents(Params, frozen=True):
+    """Tells what has happened to workspaces and commands, oldest first; with ``follow`` also what happens from now on.
+
+    Attributes:
+        after: cursor: the event_id of the last event that is known already; 0 for all that are kept.
+        limit: end after this many; by default after 1000, and with ``follow`` never.
+        follow: deliver events one by one, also those still to come.
+    """
+
+    after: Annotated[int, Meta(ge=0)] = 0
+    limit: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    follow: bool = False
+
+
+class Event(Result, frozen=True, tag="event"):
+    """Something that happened, recorded together with the change it tells of.
+
+    Attributes:
+        event_id: 1, 2, 3, …: a cursor for ``after``. A gap means that older events were dropped before they were read.
+        kind: ``workspace.started``, ``exec.ended``, ``recovery.adopted``, …
+        workspace_id: which workspace it is about, None if about none.
+        detail: depends on the kind.
+    """
+
+    event_id: int
+    time: float
+    kind: str
+    workspace_id: str | None = None
+    detail: dict[str, str | int | float | bool | None] = {}
+
+
+class EventList(Result, frozen=True):
+    """Events, oldest first; none if they were delivered one by one.
+
+    Attributes:
+        cursor: go on from here: the last event's id, or what was asked for if there was none.
+    """
+
+    events: list[Event]
+    cursor: int
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -640,6 +688,16 @@ OPERATIONS: Final[dict[str, Operation]] = {
             cli="env prune",
             mcp_absent="what may go from the host's disk is for its owner to decide",
             destructive=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="list_events",
+            params=ListEvents,
+            result=EventList,
+            cli="events",
+            mcp_absent="a model sees what its own calls return; the record of all is for the host's owner",
+            events=Event,
+            read_only=True,
             idempotent=True,
         ),
     )

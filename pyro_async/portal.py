@@ -6,16 +6,15 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from pyro_async.client import AsyncPyro
 from pyro_async.errors import PyroError
-from pyro_async.exec_stream import ExecStream
-from pyro_async.operations import ExecEvent
+from pyro_async.streams import OperationStream
 
-__all__ = ["BlockingClient", "BlockingExecStream"]
+__all__ = ["BlockingClient", "BlockingStream"]
 
 T = TypeVar("T")
 
@@ -66,15 +65,15 @@ class BlockingClient:
             future.cancel()
             raise
 
-    def _stream(self, method: Callable[[AsyncPyro], ExecStream]) -> BlockingExecStream:
+    def _stream(self, method: Callable[[AsyncPyro], OperationStream[T]]) -> BlockingStream[T]:
         portal, client = self._open()
-        return BlockingExecStream(portal, portal.call(method, client))
+        return BlockingStream(portal, portal.call(method, client))
 
 
-class BlockingExecStream:
-    """Iterates over a command's events; leaving the block, or :meth:`close`, kills a command that still runs."""
+class BlockingStream(Generic[T]):
+    """Iterates over an operation's events; leaving the block, or :meth:`close`, cancels one that still runs."""
 
-    def __init__(self, portal: BlockingPortal, stream: ExecStream) -> None:
+    def __init__(self, portal: BlockingPortal, stream: OperationStream[T]) -> None:
         self._portal = portal
         self._stream = stream
 
@@ -87,15 +86,15 @@ class BlockingExecStream:
     ) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[ExecEvent]:
+    def __iter__(self) -> Iterator[T]:
         return self
 
-    def __next__(self) -> ExecEvent:
+    def __next__(self) -> T:
         try:
             return self._portal.call(self._stream.__anext__)
         except StopAsyncIteration:
             raise StopIteration from None
 
     def close(self) -> None:
-        """Kills the command if it still runs and waits until it is gone."""
+        """Cancels the operation if it still runs and waits until that is done."""
         self._portal.call(self._stream.aclose)

@@ -21,6 +21,7 @@ from pyro_async.images.host import check_machine, install_programs, missing_prog
 from pyro_async.images.progress import Progress, Report, silent
 from pyro_async.images.store import ImageStore
 from pyro_async.images.workbench import Workbench
+from pyro_async.vmm.leftovers import find_processes
 from pyro_async.vmm.probe import probe
 from pyro_async.vmm.qemu import QemuDriver
 
@@ -194,19 +195,11 @@ def _processes(home: Home) -> Check:
             pass
     except HomeBusy:
         return Check(name="processes", ok=True, detail="a daemon looks after this home's VMs")
-    left = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _runs_below(pid, home)]
+    left = [identity.pid for found in find_processes(home.workspaces).values() for identity in found]
     if not left:
         return Check(name="processes", ok=True, detail="none left over")
     detail = f"VMs without a daemon: {', '.join(map(str, left))}"
     return Check(name="processes", ok=False, detail=detail, hint="run: pyro workspace list (it starts the daemon)")
-
-
-def _runs_below(pid: int, home: Home) -> bool:
-    # A VMM's working directory is its workspace's.
-    try:
-        return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(home.workspaces)
-    except OSError:  # it ended, or belongs to somebody else
-        return False
 
 
 async def _probes(images: ImageStore) -> AsyncIterator[Check]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from anyio.abc import SocketStream
 
 from pyro_async import __version__
 from pyro_async.calls import Call, Transport
-from pyro_async.control import STATUS, STOP, TASKS, DaemonStatus, StopDaemon, peer_credentials
+from pyro_async.control import STATUS, STOP, TASKS, DaemonStatus, StopDaemon, is_older, peer_credentials
 from pyro_async.errors import (
     DaemonUnavailable,
     Failure,
@@ -43,6 +43,8 @@ START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 90.0
 #: How long a daemon may take to greet.
 GREETING_SECONDS: Final = 15.0
+#: Between attempts to reach a daemon while one is starting or ending.
+_RETRY_SECONDS: Final = 0.05
 #: How long the daemon may take to confirm that a cancelled operation is undone.
 CANCEL_GRACE: Final = 60.0
 
@@ -106,13 +108,34 @@ async def _give_up(stream: Stream) -> None:
 
 @asynccontextmanager
 async def daemon_transport(home: Path) -> AsyncIterator[Transport]:
-    """Connects to the home's daemon, which is started if none answers.
+    """Connects to the home's daemon, which is started if none answers, and replaced if it is older than this program.
+
+    VMs and their commands outlive the replacement.
 
     Raises:
         HomeUnusable, DaemonUnavailable, VersionMismatch.
     """
-    async with _connected(await _reach(Home(home))) as connection:
-        yield SocketTransport(connection)
+    async with AsyncExitStack() as stack:
+        yield SocketTransport(await _greeted(Home(home), stack))
+
+
+async def _greeted(home: Home, stack: AsyncExitStack) -> Connection:
+    """A connection to a daemon that is not about to end; ``stack`` owns it."""
+    replaced = False
+    deadline = anyio.current_time() + START_SECONDS
+    while anyio.current_time() < deadline:
+        try:
+            connection = await stack.enter_async_context(_connected(await _reach(home)))
+            # Once: a daemon that this program starts cannot be older, so what answers then is as new as it gets.
+            if replaced or not is_older(connection.peer.software, __version__):
+                return connection
+            replaced = True
+            await connection.call(STOP, StopDaemon(), object)
+        except LinkLost:
+            pass  # it is ending; the next one answers soon
+        await stack.aclose()
+        await anyio.sleep(_RETRY_SECONDS)
+    raise DaemonUnavailable(f"the daemon of {home.root} ends again and again", hint=f"see {home.daemon_log}")
 
 
 @asynccontextmanager
@@ -142,7 +165,7 @@ async def _reach(home: Home) -> SocketStream:
                 return stream
             if failure is not None and not isinstance(failure, HomeBusy):
                 raise failure
-            await anyio.sleep(0.05)  # another process is starting or ending a daemon on this home
+            await anyio.sleep(_RETRY_SECONDS)  # another process is starting or ending a daemon on this home
     raise DaemonUnavailable(
         f"the daemon of {home.root} does not answer",
         hint=f"see {home.daemon_log}, and end the process that holds {home.root / 'lock'}",

@@ -95,7 +95,7 @@ def test_there_is_no_tool_beside_the_table() -> None:
 
 def test_the_client_has_no_operation_beside_the_table() -> None:
     methods = {name for name, value in vars(AsyncPyro).items() if callable(value) and not name.startswith("_")}
-    assert methods - {"stream_exec"} == OPERATIONS.keys()
+    assert methods - {"stream_exec", "follow_events"} == OPERATIONS.keys()
 
 
 @pytest.mark.parametrize("words", ["", *COMMANDS])

@@ -95,6 +95,7 @@ class LazyGroup(click.Group):
         "top": "pyro_cli.top:top",
         "daemon": "pyro_cli.daemon:daemon",
         "debug": "pyro_cli.debug:debug",
+        "events": "pyro_cli.events:events",
         "completion": "pyro_cli.completion:completion",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -92,7 +92,7 @@ class Workbench:
         with host_errors(self.home):
             self._logs.mkdir(parents=True, exist_ok=True)
             self._tmp.mkdir(parents=True, exist_ok=True)
-            await to_thread.run_sync(self._sweep)
+            await self.sweep()
             directory, lock = self._claim(name)
             try:
                 with (self._logs / f"{name}.log").open("wb") as log:
@@ -110,8 +110,13 @@ class Workbench:
             fcntl.flock(lock, fcntl.LOCK_EX)
         return directory, lock
 
-    def _sweep(self) -> None:
+    async def sweep(self) -> None:
         """Removes work directories whose makers are gone."""
+        await to_thread.run_sync(self._sweep)
+
+    def _sweep(self) -> None:
+        if not self._tmp.is_dir():
+            return
         for directory in self._tmp.iterdir():
             with self._all_of_tmp():
                 try:

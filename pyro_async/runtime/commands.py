@@ -12,8 +12,10 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pyro_async.errors import ExecNotFound, InvalidArgument, LinkLost, PyroError
+from pyro_async.faults import fault_point
 from pyro_async.operations import INLINE_OUTPUT_LIMIT, CommandSummary, ExecResult, ExecWorkspace
 from pyro_async.runtime.activity import Activity
+from pyro_async.runtime.events import Happened
 from pyro_async.runtime.execution import Execution, exec_result
 from pyro_async.runtime.link import Link
 from pyro_async.runtime.output import OutputStore
@@ -103,7 +105,8 @@ class Commands:
             stdin=params.stdin,
             timeout_seconds=params.timeout_seconds,
         )
-        self._store.save_exec(record)
+        self._store.save_exec(record, self._happened("exec.started", exec_id=record.exec_id, sequence=record.sequence))
+        fault_point("exec.recorded")
         self._last = record
         self.last_activity_at = record.started_at
         execution = Execution(record, self._output.journal(record.exec_id, writing=True), call)
@@ -178,7 +181,22 @@ class Commands:
 
     def _lose(self, record: ExecRecord) -> None:
         record.lost = True
-        self._store.save_exec(record)
+        self._store.save_exec(record, self._ended_as(record))
+        fault_point("exec.lost")
+
+    def _ended_as(self, record: ExecRecord) -> Happened:
+        end = record.exit
+        return self._happened(
+            "exec.ended",
+            exec_id=record.exec_id,
+            exit_code=end.exit_code if end else None,
+            timed_out=end is not None and end.timed_out,
+            cancelled=end is not None and end.cancelled,
+            cause=end.cause if end else "lost",
+        )
+
+    def _happened(self, kind: str, **detail: str | int | None) -> Happened:
+        return Happened(kind, self._workspace_id, dict(detail))
 
     def _follow(self, execution: Execution, tasks: TaskGroup, link: Link) -> None:
         exec_id = execution.record.exec_id
@@ -196,11 +214,13 @@ class Commands:
         self._running.pop(record.exec_id, None)
         self.last_activity_at = time.time()
         if isinstance(execution.error, InvalidArgument) and not execution.started:
-            self._store.delete_exec(record)
+            self._store.delete_exec(record, self._happened("exec.refused", exec_id=record.exec_id))
+            fault_point("exec.refused")
             if self._last is record:
                 self._last = self._newest()
         else:
-            self._store.save_exec(record)
+            self._store.save_exec(record, self._ended_as(record))
+            fault_point("exec.finished")
             self._forgettable.append(record.exec_id)
             self._ended.set()
 

@@ -25,6 +25,7 @@ from pyro_async import __version__
 from pyro_async.calls import Call
 from pyro_async.control import STATUS, STOP, TASKS, DaemonStatus, StopDaemon, peer_credentials
 from pyro_async.errors import InternalError, PyroError, UnknownOperation
+from pyro_async.faults import fault_point
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
 from pyro_async.operations import ListWorkspaces
@@ -61,14 +62,20 @@ class Daemon:
             try:
                 async with plain_task_group() as tasks:
                     tasks.start_soon(listener.serve, self._client, tasks, name="listener")
+                    fault_point("daemon.serving")
                     task_status.started()
                     await self._stop.wait()
+                    if self._runtime.leave_running:
+                        # Before the clients are let go: a command whose client goes away would be killed.
+                        await self._runtime.release()
+                        fault_point("daemon.released")
                     tasks.cancel_scope.cancel()
             finally:
                 path.unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Ends :meth:`serve`."""
+        """Ends :meth:`serve`. From now on nobody reaches this daemon: who comes is for the next one."""
+        self._runtime.home.socket.unlink(missing_ok=True)
         self._stop.set()
 
     async def _client(self, stream: SocketStream) -> None:

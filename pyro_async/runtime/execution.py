@@ -15,6 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pyro_async.errors import GuestUnresponsive, LinkLost, ProtocolError, PyroError
+from pyro_async.faults import fault_point
 from pyro_async.groups import plain_task_group
 from pyro_async.operations import INLINE_OUTPUT_LIMIT, ExecResult
 from pyro_async.runtime.link import Link
@@ -137,13 +138,16 @@ class Execution:
                 stream.grant(len(item.payload))
             elif isinstance(item, End):
                 self.record.exit = outcome(item, ExecExit)
+                fault_point("exec.exited")
                 return
 
     async def _keep(self, stream: Stream, item: Data) -> None:
         """Stores output; where the host has no room for it, ends the command instead of losing some in silence."""
         if self.error is None:
+            fault_point("exec.received")
             try:
                 await self.journal.append(item.channel, item.data)
+                fault_point("exec.kept")
             except PyroError as error:
                 self.error = error
                 stream.cancel()
@@ -156,6 +160,7 @@ class Execution:
     def _announced(self, stream: Stream, started: ExecStarted, tasks: TaskGroup) -> None:
         """Continues stdin where the agent has it, then lets writers go on."""
         self._started = True
+        fault_point("exec.announced")
         self._drop_stdin(started.stdin_offset)
         self._stdin_base = self._stdin_begin
         if self._unacknowledged:
@@ -197,6 +202,7 @@ class Execution:
             await stream.send(chunk, STDIN)
         except LinkLost:
             return  # sent again by the next attach, or the command has ended
+        fault_point("exec.stdin")
         if stream is self._stream:
             self._drop_stdin(self._stdin_base + stream.granted)
 
@@ -232,8 +238,10 @@ class Execution:
             GuestUnresponsive: it did not come.
         """
         self.cancel()
+        fault_point("cancel.asked")
         with anyio.move_on_after(CANCEL_GRACE, shield=True):
             await self._ended.wait()
+            fault_point("cancel.confirmed")
             return
         raise GuestUnresponsive(
             f"the guest has not confirmed within {CANCEL_GRACE:g} s that command {self.record.exec_id} is gone",

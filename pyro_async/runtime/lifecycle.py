@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from pyro_async.errors import WrongState
 
-__all__ = ["Phase", "check_transition", "public_state"]
+__all__ = ["Phase", "check_transition", "event_kind", "public_state"]
 
 
 class Phase(StrEnum):
@@ -41,6 +41,18 @@ _PUBLIC: Final[dict[Phase, Literal["created", "started", "stopped", "failed"]]] 
     Phase.FAILED: "failed",
     Phase.DELETING: "stopped",
 }
+
+#: The phases that last; a transition under way is told of when it is over.
+_EVENT_KINDS: Final = {
+    Phase.STARTED: "workspace.started",
+    Phase.STOPPED: "workspace.stopped",
+    Phase.FAILED: "workspace.failed",
+}
+
+
+def event_kind(phase: Phase) -> str | None:
+    """The kind of the event that tells of entering a phase, if one does."""
+    return _EVENT_KINDS.get(phase)
 
 
 def check_transition(workspace: str, current: Phase, target: Phase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from msgspec import structs
 
 from pyro_async.calls import Call
 from pyro_async.errors import InvalidArgument
+from pyro_async.faults import fault_point
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
 from pyro_async.images.progress import Report
 from pyro_async.images.store import EnvironmentImage, GuestImages, ImageStore
+from pyro_async.images.workbench import Workbench
 from pyro_async.operations import (
     BuildEnvironment,
     CancelExec,
@@ -25,12 +28,14 @@ from pyro_async.operations import (
     DeleteWorkspace,
     Environment,
     EnvironmentList,
+    EventList,
     ExecOutput,
     ExecResult,
     ExecStarted,
     ExecWorkspace,
     InspectEnvironment,
     ListEnvironments,
+    ListEvents,
     ListWorkspaces,
     LogsWorkspace,
     Progress,
@@ -49,7 +54,9 @@ from pyro_async.operations import (
 )
 from pyro_async.runtime.admission import Limits
 from pyro_async.runtime.clock import Clock, SystemClock
+from pyro_async.runtime.clock_watch import ClockJump, watch_clock
 from pyro_async.runtime.drivers import Drivers
+from pyro_async.runtime.events import Happened, answer
 from pyro_async.runtime.execution import Execution
 from pyro_async.runtime.lifetime import Lifetime
 from pyro_async.runtime.output import Journal
@@ -72,8 +79,6 @@ class Images(Protocol):
     """What the runtime needs of the image store; see :class:`~pyro_async.images.store.ImageStore`."""
 
     async def ensure_guest(self, report: Report) -> GuestImages: ...
-
-    async def ensure_environment(self, name: str, report: Report) -> EnvironmentImage: ...
 
     async def build(self, name: str, report: Report, *, force: bool) -> EnvironmentImage: ...
 
@@ -127,8 +132,10 @@ class Runtime:
             self._supervisor = Supervisor(self.home, self._store, self._drivers, self._tasks, self._clock, self._limits)
             self._lifetime = Lifetime(self._supervisor, self._clock)
             stack.push_async_callback(self._close)
+            await Workbench(self.home.root).sweep()
             await self._supervisor.recover()
             self._tasks.start_soon(self._lifetime.run, name="clock")
+            self._tasks.start_soon(watch_clock, self._clock_jumped, name="clock jumps")
             self._stack = stack.pop_all()
         return self
 
@@ -142,6 +149,17 @@ class Runtime:
             await self._supervisor.close(release=self.leave_running)
         self._tasks.cancel_scope.cancel()
 
+    async def release(self) -> None:
+        """Lets go of all machines, which run on; whoever follows a command learns that it goes on without them."""
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            await self._supervisor.close(release=True)
+
+    async def _clock_jumped(self, jump: ClockJump) -> None:
+        """Tells every guest the time; they noticed nothing, or stood still themselves."""
+        self._store.record(Happened("host.clock_jumped", None, {"cause": jump.cause, "seconds": jump.seconds}))
+        fault_point("clock.recorded")
+        await self._supervisor.set_clocks()
+
     # --- workspaces --------------------------------------------------------------------------------------------------
 
     async def create_workspace(self, params: CreateWorkspace, call: Call) -> Workspace:
@@ -150,13 +168,21 @@ class Runtime:
     async def _create(self, params: CreateWorkspace, call: Call, *, ephemeral: bool = False) -> LiveWorkspace:
         self._supervisor.check_name(params.name)
         async with _reporting(call) as report:
-            image = await self._images.ensure_environment(params.environment, report)
+            image = await self._ensure_environment(params.environment, report)
             guest = await self._images.ensure_guest(report)
             driver = await self._drivers.choose(guest.kernel, report)
             parts = Parts(driver=driver, guest=guest, environment=image, upper=self._images.upper_template())
             workspace = await self._supervisor.create(params, parts, report, ephemeral=ephemeral)
         self._lifetime.changed()
         return workspace
+
+    async def _ensure_environment(self, name: str, report: Report, *, force: bool = False) -> EnvironmentImage:
+        began = time.time()
+        image = await self._images.build(name, report, force=force)
+        if image.created_at >= began:
+            self._store.record(Happened("environment.built", None, {"environment": name, "digest": image.digest}))
+            fault_point("environment.recorded")
+        return image
 
     async def list_workspaces(self, params: ListWorkspaces, call: Call) -> WorkspaceList:
         return WorkspaceList(workspaces=[workspace.describe() for workspace in self._supervisor.workspaces()])
@@ -175,7 +201,8 @@ class Runtime:
         kept = {key: value for key, value in record.labels.items() if key not in params.clear_labels}
         record.labels = kept | params.labels
         record.name = None if params.clear_name else params.name or record.name
-        self._store.save_workspace(record)
+        self._store.save_workspace(record, workspace.happened("workspace.updated", name=record.name))
+        fault_point("update.recorded")
         return workspace.describe()
 
     async def delete_workspace(self, params: DeleteWorkspace, call: Call) -> Deleted:
@@ -244,7 +271,7 @@ class Runtime:
     async def build_environment(self, params: BuildEnvironment, call: Call) -> Environment:
         async with _reporting(call) as report:
             await self._images.ensure_guest(report)
-            await self._images.build(params.environment, report, force=params.force)
+            await self._ensure_environment(params.environment, report, force=params.force)
         return self._images.inspect(params.environment)
 
     async def inspect_environment(self, params: InspectEnvironment, call: Call) -> Environment:
@@ -253,6 +280,11 @@ class Runtime:
     async def prune_environments(self, params: PruneEnvironments, call: Call) -> Pruned:
         in_use = {workspace.record.digest for workspace in self._supervisor.workspaces()}
         return await self._images.prune(in_use, all=params.all)
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    async def list_events(self, params: ListEvents, call: Call) -> EventList:
+        return await answer(self._store.events, params, call)
 
 
 async def _relay(workspace_id: str, execution: Execution, call: Call) -> None:

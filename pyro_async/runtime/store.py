@@ -1,22 +1,24 @@
-"""What survives the runtime: workspaces and commands, in SQLite.
+"""What survives the runtime: workspaces, commands and events, in SQLite.
 
-One transaction per transition. Write-ahead logging without a sync per commit: a commit survives the death of the
-process at any moment, and after a power cut the VMs are gone anyway, so what matters then is only that the file is
-consistent. Calls take some ten microseconds and are made from the event loop.
+One transaction per transition, with the events that tell of it. Write-ahead logging without a sync per commit: a commit
+survives the death of the process at any moment, and after a power cut the VMs are gone anyway, so what matters then is
+only that the file is consistent. Calls take some ten microseconds and are made from the event loop.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from pyro_async.errors import HomeUnusable, HostDiskFull
+from pyro_async.errors import HomeUnusable
 from pyro_async.operations import Command
+from pyro_async.runtime.database import translated
+from pyro_async.runtime.events import EVENTS_SCHEMA, EventLog, Happened
 from pyro_async.runtime.lifecycle import Phase
 from pyro_async.vmm.driver import MachineSpec
 from pyro_async.vmm.process import ProcessIdentity
@@ -24,8 +26,9 @@ from pyro_async.wire.guest import ExecExit
 
 __all__ = ["ExecRecord", "Store", "WorkspaceRecord"]
 
-_SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = """
+#: What leads from each version of the schema to the next.
+_MIGRATIONS: Final = (
+    """
 CREATE TABLE workspaces (workspace_id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE execs (
     workspace_id TEXT NOT NULL REFERENCES workspaces ON DELETE CASCADE,
@@ -37,7 +40,10 @@ CREATE TABLE execs (
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX execs_by_id ON execs (workspace_id, exec_id);
 CREATE INDEX execs_running ON execs (workspace_id) WHERE NOT ended;
-"""
+""",
+    EVENTS_SCHEMA,
+)
+_SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 
 class WorkspaceRecord(msgspec.Struct, kw_only=True):
@@ -94,6 +100,11 @@ class ExecRecord(msgspec.Struct, kw_only=True):
 class Store:
     """All records of one home.
 
+    Writing methods take the events to be recorded along with the change.
+
+    Attributes:
+        events: those recorded so far.
+
     Raises:
         HomeUnusable: the database cannot be opened, is of a newer version, or damaged; the last from every method.
         HostDiskFull: from every writing method.
@@ -103,7 +114,7 @@ class Store:
         self._encode = msgspec.msgpack.Encoder(enc_hook=str).encode
         self._workspace = msgspec.msgpack.Decoder(WorkspaceRecord, dec_hook=_decode_path)
         self._exec = msgspec.msgpack.Decoder(ExecRecord)
-        with _translated(), ExitStack() as stack:
+        with translated(), ExitStack() as stack:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             stack.callback(self._db.close)
             self._prepare()
@@ -119,8 +130,9 @@ class Store:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA foreign_keys = ON")
-        if version < _SCHEMA_VERSION:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT")
+        for number, migration in enumerate(_MIGRATIONS[version:], start=version + 1):
+            self._db.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT")
+        self.events = EventLog(self._db)
 
     def close(self) -> None:
         """Closes the database; the store cannot be used afterwards."""
@@ -128,42 +140,62 @@ class Store:
 
     def workspaces(self) -> list[WorkspaceRecord]:
         """All workspaces, oldest first."""
-        with _translated():
+        with translated():
             rows = self._db.execute("SELECT record FROM workspaces")
             return sorted((self._workspace.decode(blob) for (blob,) in rows), key=lambda record: record.created_at)
 
-    def save_workspace(self, record: WorkspaceRecord) -> None:
+    def save_workspace(self, record: WorkspaceRecord, *happened: Happened) -> None:
         """Inserts or replaces a workspace."""
-        with _translated():
-            self._db.execute(
+        with self._transaction(happened) as db:
+            db.execute(
                 "INSERT INTO workspaces VALUES (?, ?) ON CONFLICT DO UPDATE SET record = excluded.record",
                 (record.workspace_id, self._encode(record)),
             )
 
-    def delete_workspace(self, workspace_id: str) -> None:
+    def delete_workspace(self, workspace_id: str, *happened: Happened) -> None:
         """Removes a workspace and its commands."""
-        with _translated():
-            self._db.execute("DELETE FROM workspaces WHERE workspace_id = ?", (workspace_id,))
+        with self._transaction(happened) as db:
+            db.execute("DELETE FROM workspaces WHERE workspace_id = ?", (workspace_id,))
 
-    def save_exec(self, record: ExecRecord) -> None:
+    def save_exec(self, record: ExecRecord, *happened: Happened) -> None:
         """Inserts or replaces a command."""
-        with _translated():
-            self._db.execute(
+        with self._transaction(happened) as db:
+            db.execute(
                 "INSERT INTO execs VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET record = excluded.record, ended = excluded.ended",
                 (record.workspace_id, record.sequence, record.exec_id, record.ended, self._encode(record)),
             )
 
-    def delete_exec(self, record: ExecRecord) -> None:
+    def delete_exec(self, record: ExecRecord, *happened: Happened) -> None:
         """Removes a command that never came to run."""
-        with _translated():
-            self._db.execute(
+        with self._transaction(happened) as db:
+            db.execute(
                 "DELETE FROM execs WHERE workspace_id = ? AND sequence = ?", (record.workspace_id, record.sequence)
             )
 
+    def record(self, *happened: Happened) -> None:
+        """Records events that come with no change of workspaces or commands."""
+        with self._transaction(happened):
+            pass
+
+    @contextmanager
+    def _transaction(self, happened: Sequence[Happened]) -> Iterator[sqlite3.Connection]:
+        with translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self.events.append(happened)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite itself gives up where the disk is full
+                    self._db.execute("ROLLBACK")
+                raise
+        if happened:
+            self.events.announce()
+
     def exec(self, workspace_id: str, exec_id: str) -> ExecRecord | None:
         """One command, or None."""
-        with _translated():
+        with translated():
             row = self._db.execute(
                 "SELECT record FROM execs WHERE workspace_id = ? AND exec_id = ?", (workspace_id, exec_id)
             ).fetchone()
@@ -171,7 +203,7 @@ class Store:
 
     def newest_execs(self, workspace_id: str, limit: int) -> list[ExecRecord]:
         """The newest commands, oldest first."""
-        with _translated():
+        with translated():
             rows = self._db.execute(
                 "SELECT record FROM execs WHERE workspace_id = ? ORDER BY sequence DESC LIMIT ?", (workspace_id, limit)
             ).fetchall()
@@ -179,7 +211,7 @@ class Store:
 
     def running_execs(self, workspace_id: str) -> list[ExecRecord]:
         """The commands whose end is not recorded, oldest first."""
-        with _translated():
+        with translated():
             rows = self._db.execute(
                 "SELECT record FROM execs WHERE workspace_id = ? AND NOT ended ORDER BY sequence", (workspace_id,)
             )
@@ -190,15 +222,3 @@ def _decode_path(kind: type, value: object) -> object:
     if kind is Path:
         return Path(str(value))
     raise NotImplementedError(kind)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
-        if "disk is full" in str(error):
-            raise HostDiskFull("no space left for pyro's records", hint="free space on the home's disk") from error
-        raise HomeUnusable(
-            f"pyro's records cannot be used: {error}", hint="move state.db out of the home to start afresh"
-        ) from error

@@ -15,6 +15,7 @@ import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
 from pyro_async.errors import Conflict, HostDiskFull, PyroError, WorkspaceNotFound
+from pyro_async.faults import fault_point
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
 from pyro_async.images.progress import Report
@@ -24,7 +25,9 @@ from pyro_async.operations import CreateWorkspace, Deleted, Progress
 from pyro_async.runtime.admission import Admission, Limits, MemoryUse
 from pyro_async.runtime.clock import Clock
 from pyro_async.runtime.drivers import Drivers, driver_name
+from pyro_async.runtime.events import Happened
 from pyro_async.runtime.idle import stop_when_idle
+from pyro_async.runtime.leftovers import Leftovers, remove_tree
 from pyro_async.runtime.lifecycle import Phase, check_transition
 from pyro_async.runtime.log import event
 from pyro_async.runtime.store import Store, WorkspaceRecord
@@ -142,13 +145,16 @@ class Supervisor:
             ),
             ephemeral=ephemeral,
         )
-        self._store.save_workspace(record)
-        workspace = self._workspaces[workspace_id] = Workspace(
-            record, directory, parts.driver, self._store, self._clock
+        workspace = Workspace(record, directory, parts.driver, self._store, self._clock)
+        self._store.save_workspace(
+            record, workspace.happened("workspace.created", name=record.name, environment=record.environment)
         )
+        fault_point("create.recorded")
+        self._workspaces[workspace_id] = workspace
         try:
             async with self._admission.boot(_memory_use(workspace), report):
                 await anyio.to_thread.run_sync(_make_disk, directory, parts.upper, directory / "upper.ext4")
+                fault_point("create.disk")
                 report(Progress(phase="boot", detail=f"booting {parts.environment.name}"))
                 await self._tasks.start(self._live, workspace, name=f"workspace {workspace_id}")
         except BaseException as error:
@@ -188,6 +194,7 @@ class Supervisor:
             self._check_space()
             workspace.record.failure = None
             workspace.enter(Phase.STARTING)
+            fault_point("start.recorded")
             report(Progress(phase="boot", detail=f"booting {workspace.record.environment}"))
             try:
                 await self._tasks.start(self._live, workspace, name=f"workspace {workspace.record.workspace_id}")
@@ -195,10 +202,12 @@ class Supervisor:
             except PyroError as error:
                 workspace.record.failure = str(error)
                 workspace.enter(Phase.FAILED)
+                fault_point("failure.recorded")
                 event("start failed", logging.ERROR, workspace_id=workspace.record.workspace_id, code=error.code)
                 raise
             except BaseException:
                 workspace.enter(Phase.STOPPED)
+                fault_point("stop.finished")
                 raise
 
     async def stop(self, workspace: Workspace, wanted: Callable[[], bool] = lambda: True) -> None:
@@ -207,10 +216,13 @@ class Supervisor:
             if workspace.record.phase is Phase.STOPPED or not wanted():
                 return
             workspace.enter(Phase.STOPPING)
+            fault_point("stop.recorded")
             with anyio.CancelScope(shield=True):  # bounded by the graces of the shutdown itself
                 await workspace.stop()
+            fault_point("stop.ended")
             if workspace.record.phase is Phase.STOPPING:
                 workspace.enter(Phase.STOPPED)
+                fault_point("stop.finished")
             event("workspace stopped", workspace_id=workspace.record.workspace_id)
 
     async def delete(self, workspace: Workspace) -> Deleted:
@@ -222,56 +234,83 @@ class Supervisor:
         event("workspace deleted", workspace_id=workspace.record.workspace_id)
         return Deleted(workspace_id=workspace.record.workspace_id, name=workspace.record.name)
 
-    async def _destroy(self, workspace: Workspace) -> None:
+    async def _destroy(self, workspace: Workspace, *happened: Happened) -> None:
         workspace.record.phase = Phase.DELETING
         self._store.save_workspace(workspace.record)
+        fault_point("delete.recorded")
         await workspace.kill()
-        await anyio.to_thread.run_sync(_remove, workspace.directory)
-        self._store.delete_workspace(workspace.record.workspace_id)
+        fault_point("delete.killed")
+        await anyio.to_thread.run_sync(remove_tree, workspace.directory)
+        fault_point("delete.removed")
+        name = workspace.record.name
+        deleted = workspace.happened("workspace.deleted", name=name)
+        self._store.delete_workspace(workspace.record.workspace_id, deleted, *happened)
+        fault_point("delete.finished")
         self._workspaces.pop(workspace.record.workspace_id, None)
 
     # --- the runtime's own start and end -----------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Takes over what an earlier process left: finishes deletions, undoes creations, adopts running machines."""
-        records = self._store.workspaces()
-        for record in records:
+        """Takes over what an earlier process left: adopts running machines, finishes or undoes transitions."""
+        leftovers = Leftovers(self._home, self._store)
+        for record in self._store.workspaces():
             directory, driver = self._home.workspace(record.workspace_id), self._drivers.named(record.driver)
-            workspace = Workspace(record, directory, driver, self._store, self._clock)
-            self._workspaces[record.workspace_id] = workspace
-        known = set(self._workspaces)
-        for directory in self._home.workspaces.iterdir():
-            if directory.name not in known:
-                await anyio.to_thread.run_sync(_remove, directory)
+            self._workspaces[record.workspace_id] = Workspace(record, directory, driver, self._store, self._clock)
+        fault_point("recover.begun")
+        await leftovers.remove_strangers(self._workspaces)
         async with plain_task_group() as tasks:
             for workspace in list(self._workspaces.values()):
-                tasks.start_soon(self._recover, workspace, name=f"recover {workspace.record.workspace_id}")
+                tasks.start_soon(self._recover, workspace, leftovers, name=f"recover {workspace.record.workspace_id}")
+        fault_point("recover.finished")
 
-    async def _recover(self, workspace: Workspace) -> None:
+    async def _recover(self, workspace: Workspace, leftovers: Leftovers) -> None:
+        """Leaves a workspace in a state that lasts, with a machine if, and only if, it is started."""
         record = workspace.record
         if record.phase in (Phase.CREATING, Phase.DELETING) or record.ephemeral:
-            await self._reap(workspace)
-            await self._destroy(workspace)
+            finished = record.phase is Phase.DELETING
+            await leftovers.reap(workspace)
+            kind, transition = ("recovery.finished", "delete") if finished else ("recovery.undone", "create")
+            await self._destroy(workspace, workspace.happened(kind, transition=transition))
         elif record.phase is Phase.STARTED:
             try:
-                await self._tasks.start(self._live, workspace, True, name=f"workspace {record.workspace_id}")
+                await self._adopt(workspace)
             except PyroError as error:
+                await leftovers.reap(workspace)
                 workspace.give_up(error)
-        elif record.phase in (Phase.STARTING, Phase.STOPPING):
-            await self._reap(workspace)
+        elif record.phase is Phase.STARTING:
+            await leftovers.reap(workspace)
             workspace.commands.lose()
-            workspace.enter(Phase.STOPPED)
+            workspace.enter(Phase.STOPPED, workspace.happened("recovery.undone", transition="start"))
+            fault_point("stop.finished")
+        elif record.phase is Phase.STOPPING:
+            await self._finish_stop(workspace, leftovers)
+        else:
+            await leftovers.reap(workspace)
 
-    async def _reap(self, workspace: Workspace) -> None:
-        """Kills a machine that an earlier process left in the middle of a transition."""
-        record = workspace.record
-        if record.machine is not None and record.spec is not None:
-            try:
-                async with workspace.driver.adopt(record.spec, record.machine):
-                    pass  # leaving the context kills it
-            except PyroError:
-                pass  # it is gone already
-            record.machine = None
+    async def _adopt(self, workspace: Workspace) -> None:
+        await self._tasks.start(self._live, workspace, True, name=f"workspace {workspace.record.workspace_id}")
+        self._store.record(workspace.happened("recovery.adopted"))
+        fault_point("recover.adopted")
+
+    async def _finish_stop(self, workspace: Workspace, leftovers: Leftovers) -> None:
+        """Shuts a machine down in good order after all: killing it could cost what its disk has not taken yet."""
+        try:
+            await self._adopt(workspace)
+            await workspace.stop()
+        except PyroError:
+            pass  # it had ended before, or does not answer
+        await leftovers.reap(workspace)
+        workspace.commands.lose()
+        fault_point("stop.ended")
+        if workspace.record.phase is Phase.STOPPING:
+            workspace.enter(Phase.STOPPED, workspace.happened("recovery.finished", transition="stop"))
+            fault_point("stop.finished")
+
+    async def set_clocks(self) -> None:
+        """Gives every running guest the host's time."""
+        async with plain_task_group() as tasks:
+            for workspace in self.workspaces():
+                tasks.start_soon(workspace.set_clock)
 
     async def close(self, *, release: bool) -> None:
         """Ends all workspaces' tasks, leaving their machines running or stopping them cleanly."""
@@ -322,7 +361,3 @@ def _make_disk(directory: Path, template: Path, upper: Path) -> None:
         clone_file(template, upper)
     except OSError as error:
         raise HostDiskFull(f"cannot make the workspace's disk: {error.strerror}", hint="free some space") from error
-
-
-def _remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)

@@ -28,14 +28,16 @@ from pyro_async.errors import (
     WorkspaceNotFound,
     WrongState,
 )
+from pyro_async.faults import fault_point
 from pyro_async.groups import plain_task_group
 from pyro_async.operations import WORKSPACE_PATH, ExecWorkspace
 from pyro_async.operations import Workspace as WorkspaceResult
 from pyro_async.runtime.activity import Activity
 from pyro_async.runtime.clock import Clock
 from pyro_async.runtime.commands import Commands
+from pyro_async.runtime.events import Happened
 from pyro_async.runtime.execution import Execution
-from pyro_async.runtime.lifecycle import Phase, check_transition, public_state
+from pyro_async.runtime.lifecycle import Phase, check_transition, event_kind, public_state
 from pyro_async.runtime.link import Link
 from pyro_async.runtime.log import event
 from pyro_async.runtime.store import Store, WorkspaceRecord
@@ -52,6 +54,8 @@ BOOT_SECONDS: Final = 90.0
 ADOPT_SECONDS: Final = 20.0
 #: Until a configured guest must have its root.
 CONFIGURE_SECONDS: Final = 60.0
+#: How long a guest may take to set its clock.
+CLOCK_SECONDS: Final = 30.0
 #: How long commands get between TERM and KILL when a workspace stops.
 STOP_GRACE: Final = 2.0
 #: How long the agent may take over its part of a shutdown, beyond that grace.
@@ -153,15 +157,22 @@ class Workspace:
                 pass  # the link is being mended, or the agent is older than this question
         return None
 
-    def enter(self, phase: Phase) -> None:
-        """Records a transition, before anything is done about it.
+    def enter(self, phase: Phase, *happened: Happened) -> None:
+        """Records a transition, before anything is done about it, and with it the events that tell of it.
 
         Raises:
             WrongState: it is not a legal one.
         """
         check_transition(self.label, self.record.phase, phase)
         self.record.phase = phase
-        self._store.save_workspace(self.record)
+        if kind := event_kind(phase):
+            failure = {"failure": self.record.failure.partition("\n")[0]} if self.record.failure else {}
+            happened = (self.happened(kind, **failure), *happened)
+        self._store.save_workspace(self.record, *happened)
+
+    def happened(self, kind: str, **detail: str | int | None) -> Happened:
+        """An event about this workspace."""
+        return Happened(kind, self.record.workspace_id, dict(detail))
 
     def start_exec(self, params: ExecWorkspace) -> Execution:
         """Starts a command; see :meth:`Commands.start`.
@@ -211,15 +222,19 @@ class Workspace:
         assert spec is not None
         context = self.driver.adopt(spec, identity) if adopt and identity else self.driver.start(spec)
         async with context as machine:
+            fault_point("machine.started")
             self.record.machine = machine.identity
             self.record.driver = f"{self.driver.name}/{machine.acceleration}"
             self._store.save_workspace(self.record)
+            fault_point("machine.recorded")
             try:
                 async with plain_task_group() as tasks:
                     tasks.start_soon(self._vital, self._watch, machine, name="machine")
                     self._link = await self._bring_up(machine, tasks, adopt=adopt)
                     if not adopt:
+                        fault_point("machine.configured")
                         self.enter(Phase.STARTED)
+                        fault_point("machine.ready")
                     self._tasks = tasks
                     tasks.cancel_scope.shield = True  # from here on stop, release and kill end it, in good order
                     started.set()
@@ -242,6 +257,7 @@ class Workspace:
         with anyio.move_on_after(CONFIGURE_SECONDS):
             await connection.call(Configure.method, _identity(self.record), Configured)
             if adopt:
+                fault_point("recover.greeted")
                 await self.commands.resume(connection, tasks, link)
             tasks.start_soon(self.commands.acknowledge, link, name="acknowledge")
             return link
@@ -271,14 +287,26 @@ class Workspace:
         else:  # leaving the machine's context kills it
             self.commands.fail(WorkspaceNotFound(f"workspace {self.label} was deleted"))
 
-    def fail(self, error: PyroError) -> None:
+    async def set_clock(self) -> None:
+        """Gives a running guest the host's time again; one that cannot take it has other troubles, found elsewhere."""
+        link = self._link
+        if link is None:
+            return
+        with anyio.move_on_after(CLOCK_SECONDS):
+            connection = await link.connection()
+            try:
+                await connection.call(Configure.method, _identity(self.record), Configured)
+            except PyroError:
+                pass
+
+    def fail(self, error: PyroError, *happened: Happened) -> None:
         """Records how a running workspace ended on its own."""
         self.commands.lose()
         if isinstance(error, _PoweredOff):
-            self.enter(Phase.STOPPED)
+            self.enter(Phase.STOPPED, *happened)
         elif self.record.phase is not Phase.DELETING:
             self.record.failure = str(error)
-            self.enter(Phase.FAILED)
+            self.enter(Phase.FAILED, *happened)
             event(
                 "workspace failed",
                 logging.ERROR,
@@ -286,11 +314,12 @@ class Workspace:
                 code=error.code,
                 reason=error.message.partition("\n")[0],
             )
+        fault_point("failure.recorded")
 
-    def give_up(self, error: PyroError) -> None:
+    def give_up(self, error: PyroError, *happened: Happened) -> None:
         """Records that a machine which should be running could not be taken over."""
         self.record.machine = None
-        self.fail(error)
+        self.fail(error, *happened)
 
     async def stop(self) -> None:
         """Shuts the machine down in good order and waits for that. Does nothing to one that does not run."""

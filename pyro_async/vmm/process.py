@@ -13,7 +13,10 @@ from pathlib import Path
 import msgspec
 from anyio import CancelScope, to_thread, wait_readable
 
-__all__ = ["Process", "ProcessIdentity", "listens_on"]
+__all__ = ["MARK", "Process", "ProcessIdentity", "listens_on"]
+
+MARK = "PYRO_VM"
+"""Environment variable of every process started here: the directory it works for."""
 
 _STDERR_BYTES = 65536
 """What the kernel keeps of a process's stderr: the capacity of a pipe."""
@@ -87,7 +90,7 @@ class Process:
             child = subprocess.Popen(
                 argv,
                 cwd=cwd,
-                env={**environment, "LC_ALL": "C"},
+                env={**environment, "LC_ALL": "C", MARK: str(cwd.resolve())},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr_fd,

@@ -12,6 +12,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from pyro_async.errors import DriverUnavailable, HostDiskFull, WorkspaceFailed
+from pyro_async.faults import fault_point
 from pyro_async.vmm.channels import Channel, VirtioSerialChannel
 from pyro_async.vmm.driver import Machine, MachineSpec
 from pyro_async.vmm.process import Process, ProcessIdentity
@@ -81,6 +82,7 @@ class QemuDriver:
         except BaseException:
             await channel.stop()
             raise
+        fault_point("machine.spawned")
         machine = QemuMachine(spec, process, channel, self._accelerator)
         async with machine.attended(adopted=False):
             yield machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from pyro_async.calls import Call
@@ -11,7 +12,10 @@ from pyro_async.operations import (
     Deleted,
     Environment,
     EnvironmentList,
+    Event,
+    EventList,
     ExecWorkspace,
+    ListEvents,
     Progress,
     Pruned,
     Result,
@@ -223,3 +227,37 @@ async def test_a_conflict_is_reported_once_on_one_line(cli: Cli, transport: Fake
         "",
         "error: the name 'demo' is taken (choose another one)\n",
     )
+
+
+EVENTS = [
+    Event(event_id=1, time=0.0, kind="workspace.created", workspace_id="0123456789ab", detail={"name": "a\x1b"}),
+    Event(event_id=2, time=0.0, kind="host.clock_jumped", detail={"seconds": 3600.0, "cause": None}),
+]
+
+
+async def test_events_are_a_line_each(cli: Cli, transport: FakeTransport) -> None:
+    transport.answers["list_events"] = EventList(events=EVENTS, cursor=2)
+    status, out, _ = await cli("events", "--after", "7", "--limit", "5")
+    assert transport.asked == [("list_events", ListEvents(after=7, limit=5))]
+    first, second = out.splitlines()
+    assert status == 0
+    assert first.endswith("workspace.created     0123456789ab name=a\\x1b")
+    assert second.endswith("host.clock_jumped     - seconds=3600.0")
+
+
+async def test_followed_events_come_as_json_lines(cli: Cli, transport: FakeTransport) -> None:
+    async def tell(params: ListEvents, call: Call) -> Result:
+        for event in EVENTS:
+            await call.emit(event)
+        return EventList(events=[], cursor=2)
+
+    transport.answers["list_events"] = tell
+    status, out, err = await cli("events", "--follow", "--json", "--limit", "2")
+    assert transport.asked == [("list_events", ListEvents(limit=2, follow=True))]
+    assert (status, err) == (0, "")
+    assert [msgspec.json.decode(line, type=Event) for line in out.splitlines()] == EVENTS
+
+
+async def test_no_events_is_said_on_stderr(cli: Cli, transport: FakeTransport) -> None:
+    transport.answers["list_events"] = EventList(events=[], cursor=7)
+    assert await cli("events", "--after", "7") == (0, "", "pyro: nothing has happened after 7\n")

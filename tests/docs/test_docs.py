@@ -24,6 +24,13 @@ OUTPUT = {
         r"\[(first|second)\] gave up: True, processes left: none",
     ],
     "blocking.py": ["42", "streamed"],
+    "events.py": [
+        "workspace.created True",
+        "workspace.started True",
+        r"exec.started\s*",
+        "exec.ended 3",
+        r"workspace.deleted\s*",
+    ],
     "lifecycle.py": ["stopped", "started", "kept", "set -o vi", ".*No such file.*", "{'purpose': 'example'}"],
     "seeing.py": [
         "lives for 3600 s",
@@ -62,6 +69,7 @@ def test_every_example_is_run_here() -> None:
         ("agent.py", "trio"),
         ("streaming.py", "trio"),
         ("lifecycle.py", "asyncio"),
+        ("events.py", "trio"),
         ("blocking.py", ""),
         ("seeing.py", "trio"),
     ],
