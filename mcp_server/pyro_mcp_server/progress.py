@@ -10,7 +10,7 @@ from typing import Final
 import anyio
 
 from pyro_async.calls import CallEvent
-from pyro_async.operations import ExecOutput, Progress
+from pyro_async.operations import ExecOutput, ExecStarted, Progress
 
 __all__ = ["MESSAGE_CHARS", "progress_feed"]
 
@@ -53,8 +53,10 @@ class _Feed:
         elif isinstance(event, Progress):
             share = "" if event.fraction is None else f" ({event.fraction:.0%})"
             text = f"{event.phase}{share}: {event.detail}\n" if event.detail else f"{event.phase}{share}\n"
-        else:
+        elif isinstance(event, ExecStarted):
             text = f"started exec_id {event.exec_id}\n"
+        else:
+            return  # no tool follows events
         if text:
             self._pending = (self._pending + text)[-MESSAGE_CHARS:]
             self._news.set()

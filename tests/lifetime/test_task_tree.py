@@ -56,7 +56,7 @@ async def test_a_daemon_shows_a_workspace_with_its_machine_its_link_and_its_comm
     images = MemoryImages(tmp_path)
     assert await daemon_tasks(tmp_path) is None
     async with (
-        Runtime(tmp_path, driver=guests, images=images) as runtime,  # type: ignore[arg-type]
+        Runtime(tmp_path, driver=guests, images=images) as runtime,
         anyio.create_task_group() as tasks,
     ):
         daemon = Daemon(runtime)

@@ -14,7 +14,6 @@ from pyro_async.operations import Environment, EnvironmentList, ExecResult, Work
 from pyro_mcp_server.excerpt import cut, shortened
 from pyro_mcp_server.texts import FOR_THE_USER, NEXT_STEPS, describe, failure_of
 
-
 #: Codes of failures whose own hints are steps that a model can take.
 OWN_HINTS = {"conflict", "host_memory_full", "invalid_argument"}
 

@@ -39,6 +39,7 @@ def test_schemas_are_valid_and_refer_to_nothing(tool: Tool) -> None:
         Draft202012Validator.check_schema(schema)
         assert schema["type"] == "object"
         assert "$ref" not in json.dumps(schema)
+        assert "\\" not in json.dumps(schema), "an anchor that only Python knows"
 
 
 @each_tool

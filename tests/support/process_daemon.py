@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -27,15 +28,16 @@ class NewImages(MemoryImages):
         return EnvironmentImage(name=name, digest="0" * 64, base=self._file, size_bytes=0, created_at=time.time())
 
 
-async def main(home: Path, images_home: Path | None = None) -> None:
+async def main(home: Path, *images_homes: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    images = NewImages(home) if images_home is None else ImageStore(images_home)
-    driver = ProcessDriver() if images_home is None else QemuDriver("tcg")
-    runtime = Runtime(home, driver=driver, images=images, leave_running=True)  # type: ignore[arg-type]
+    images = ImageStore(*images_homes) if images_homes else NewImages(home)
+    driver = QemuDriver("tcg") if images_homes else ProcessDriver()
+    runtime = Runtime(home, driver=driver, images=images, leave_running=True)
     async with runtime, anyio.create_task_group() as tasks:
         await tasks.start(Daemon(runtime).serve)
         print("serving", flush=True)
 
 
 if __name__ == "__main__":
-    anyio.run(main, *map(Path, sys.argv[1:]))
+    home_, *images_ = map(Path, sys.argv[1:])
+    anyio.run(partial(main, home_, *images_))
