@@ -8,7 +8,7 @@ import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskGroup, TaskStatus
 
-from pyro_async.errors import GuestUnresponsive, LinkLost, ProtocolError, PyroError
+from pyro_async.errors import GuestUnresponsive, LinkLost, ProtocolError
 from pyro_async.groups import plain_task_group
 from pyro_async.vmm.driver import Machine
 from pyro_async.wire.codec import Hello
@@ -53,31 +53,31 @@ class Link:
             ProtocolError, VersionMismatch: the agent answers nonsense, or is not the one it was.
         """
         deadline, started = first_deadline, False
-        try:
-            while True:
-                async with plain_task_group() as tasks:
-                    connection = await self._connect(tasks, deadline)
-                    self._check_identity(connection)
-                    self._connection = connection
-                    self._changed.set()
-                    self._changed = anyio.Event()
-                    if not started:
-                        task_status.started(connection)
-                        deadline, started = _RECONNECT_SECONDS, True
-                    failure = await connection.wait_down()
-                self._connection = None
-                if isinstance(failure, ProtocolError):
-                    raise failure
-        except PyroError:
-            self._over = True
-            self._changed.set()
-            raise
+        while True:
+            async with plain_task_group() as tasks:
+                connection = await self._connect(tasks, deadline)
+                self._check_identity(connection)
+                self._connection = connection
+                self._changed.set()
+                self._changed = anyio.Event()
+                if not started:
+                    task_status.started(connection)
+                    deadline, started = _RECONNECT_SECONDS, True
+                failure = await connection.wait_down()
+            self._connection = None
+            if isinstance(failure, ProtocolError):
+                raise failure
+
+    def end(self) -> None:
+        """Wakes those who still wait for a connection: none will come any more."""
+        self._over = True
+        self._changed.set()
 
     async def connection(self) -> Connection:
         """The live connection; waits for it while the link is being mended.
 
         Raises:
-            LinkLost: it will not be mended any more.
+            LinkLost: it has ended.
         """
         while self._connection is None or self._connection.failure is not None:
             if self._over:

@@ -214,6 +214,8 @@ class Workspace:
                 raise failure from error
             self.fail(failure)
         finally:
+            if self._link is not None:
+                self._link.end()
             self._tasks = self._link = None
             self._idle.set()
 
@@ -268,6 +270,7 @@ class Workspace:
         try:
             await run(*args, **options)
         except PyroError as error:
+            self._tasks = None  # nothing more is started in a group that is about to be cancelled
             self.commands.fail(error)
             raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # its stubs are a package of their own
 
@@ -113,6 +114,29 @@ def test_a_failure_cannot_be_taken_for_a_result(tool: Tool) -> None:
     validator = Draft202012Validator(tool.definition.output_schema)
     assert validator.is_valid(dict.fromkeys(FAILURE_FIELDS, ""))
     assert not validator.is_valid({})
+
+
+def properties_of(schema: Any) -> set[str]:
+    """Names of all properties anywhere in a schema."""
+    if isinstance(schema, list):
+        return {name for each in schema for name in properties_of(each)}
+    if not isinstance(schema, dict):
+        return set()
+    return {name for each in schema.values() for name in properties_of(each)} | set(schema.get("properties", ()))
+
+
+@each_tool
+def test_results_are_described_to_the_last_field(tool: Tool) -> None:
+    fields: set[str] = set()
+    pending: list[Any] = [msgspec.inspect.type_info(tool.operation.result)]
+    while pending:
+        kind = pending.pop()
+        if isinstance(kind, msgspec.inspect.StructType):
+            fields |= {field.encode_name for field in kind.fields} | ({kind.tag_field} if kind.tag_field else set())
+            pending += [field.type for field in kind.fields]
+        pending += [getattr(kind, "item_type", None), *getattr(kind, "types", ())]
+        pending = [each for each in pending if each is not None]
+    assert properties_of(tool.definition.output_schema) == fields | set(FAILURE_FIELDS)
 
 
 def test_texts_are_for_tools_that_exist() -> None:

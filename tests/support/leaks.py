@@ -28,7 +28,7 @@ class Footprint(NamedTuple):
     @classmethod
     def now(cls) -> Self:
         threads = {thread.ident or 0 for thread in threading.enumerate() if not thread.name.startswith(_POOLED)}
-        return cls(frozenset(_descriptors()), frozenset(threads), frozenset(children(os.getpid())))
+        return cls(frozenset(_descriptors()), frozenset(threads), frozenset(children()))
 
     def leaked(self) -> list[str]:
         """What is held now and was not then, once everything that is ending has ended."""

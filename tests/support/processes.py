@@ -14,13 +14,17 @@ def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
-def children(parent: int) -> set[int]:
-    """The processes whose parent is ``parent``, zombies included."""
+def children() -> set[int]:
+    """Our child processes, zombies included."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return set()
     found = set()
     for pid in _pids():
         with suppress(OSError):
             # The name in parentheses may hold spaces; behind it come state and parent.
-            if int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1]) == parent:
+            if int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1]) == os.getpid():
                 found.add(pid)
     return found
 
