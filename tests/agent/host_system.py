@@ -49,12 +49,13 @@ class HostTree:
         return found
 
     def kill(self) -> None:
-        while pids := self.pids():  # again for what was forked meanwhile
+        empty = 0
+        while empty < 2:  # again for what was forked meanwhile, or showed no environment in the middle of an exec
+            pids = self.pids()
+            empty = 0 if pids else empty + 1
             for pid in pids:
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
 
     async def wait_empty(self) -> None:
         while self.pids():  # noqa: ASYNC110 - nothing announces the end of a process that is no child
