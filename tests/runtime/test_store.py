@@ -155,7 +155,7 @@ def test_a_full_disk_is_told_as_such_and_nothing_is_lost(store: Store) -> None:
 
 
 def test_a_crash_while_the_schema_is_made_leaves_a_usable_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_async.runtime.store._SCHEMA", "CREATE TABLE workspaces (x); CREATE NONSENSE;")
+    monkeypatch.setattr("pyro_async.runtime.store._MIGRATIONS", ("CREATE TABLE workspaces (x); CREATE NONSENSE;",))
     with pytest.raises(HomeUnusable):
         Store(path)
     monkeypatch.undo()
