@@ -14,7 +14,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
-from pyro_async.errors import Conflict, HostDiskFull, PyroError, WorkspaceNotFound
+from pyro_async.errors import Conflict, HostDiskFull, PyroError, WorkspaceNotFound, WrongState
 from pyro_async.faults import fault_point
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
@@ -328,8 +328,8 @@ class Supervisor:
         else:
             try:
                 await self.stop(workspace)
-            except WorkspaceNotFound:
-                pass  # it was being deleted
+            except (WorkspaceNotFound, WrongState):
+                pass  # it was being deleted, or its machine ended, just before its turn came
 
 
 @asynccontextmanager
