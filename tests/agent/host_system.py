@@ -31,9 +31,12 @@ class HostTree:
 
     def __init__(self) -> None:
         self._mark = uuid.uuid4().hex
+        self._main = -1
 
     def spawn(self, command: Command) -> int:
-        return spawn(command._replace(environment={**command.environment, _MARK: self._mark}))
+        pid = spawn(command._replace(environment={**command.environment, _MARK: self._mark}))
+        self._main = os.pidfd_open(pid)
+        return pid
 
     def pids(self) -> list[int]:
         """Processes of the tree that are not zombies."""
@@ -49,8 +52,13 @@ class HostTree:
         return found
 
     def kill(self) -> None:
+        # A process in the middle of its exec shows no environment: so the first is found otherwise, the rest by looking
+        # again, as is what was forked meanwhile.
+        if self._main >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._main, signal.SIGKILL)
         empty = 0
-        while empty < 2:  # again for what was forked meanwhile, or showed no environment in the middle of an exec
+        while empty < 2:
             pids = self.pids()
             empty = 0 if pids else empty + 1
             for pid in pids:
@@ -65,7 +73,9 @@ class HostTree:
         return 0
 
     def release(self) -> None:
-        pass
+        if self._main >= 0:
+            os.close(self._main)
+            self._main = -1
 
 
 class HostSystem:
