@@ -73,7 +73,7 @@ class Resumption:
         if isinstance(params, FollowLogs) and self._log_cursor is not None:
             return replace(params, cursor=self._log_cursor)
         if isinstance(params, ListEvents) and self._event_id:
-            return replace(params, after=self._event_id, limit=params.limit and params.limit - self.steps)
+            return replace(params, after=self._event_id, limit=params.limit and max(1, params.limit - self.steps))
         if isinstance(params, WaitExec) and params.wait_seconds is not None:
             return replace(params, wait_seconds=max(0.0, params.wait_seconds - time.monotonic() + self._began))
         return params
