@@ -13,7 +13,9 @@ from pyro_async.operations import (
     Event,
     EventList,
     ExecEvent,
+    ExecPage,
     ExecResult,
+    LogEvent,
     Pruned,
     Reaped,
     Workspace,
@@ -127,6 +129,8 @@ class Pyro(BlockingClient):
         user: str = "root",
         stdin: bytes | str | None = None,
         timeout_seconds: float | None = None,
+        detach: bool = False,
+        idempotency_key: str | None = None,
         on_event: OnEvent | None = None,
     ) -> ExecResult:
         """Runs a command and waits for its end.
@@ -139,6 +143,11 @@ class Pyro(BlockingClient):
             user: name or ``uid[:gid]`` in the guest.
             stdin: standard input; empty by default.
             timeout_seconds: after that the whole tree is killed, and the result has exit_code 124 and timed_out.
+            detach: return once the command runs, with the result so far: its exec_id, and no exit_code. It goes on
+                without its caller; see :meth:`wait_exec` and :meth:`attach_exec`. It has no stdin.
+            idempotency_key: up to 128 characters. Whoever gives the same key again, at once or after a restart of the
+                daemon, gets this command's events from the start and its result; it is not run twice. If the caller
+                is lost, not cancelled, the command goes on for the next one, once all of its stdin has been sent.
             on_event: called with the command's events as they happen.
 
         Returns:
@@ -146,7 +155,10 @@ class Pyro(BlockingClient):
 
         Raises:
             InvalidArgument: a NUL byte, a missing cwd, an unknown user, an argument list too long.
+            Conflict: the key belongs to another command.
             WorkspaceNotFound, WrongState, WorkspaceFailed.
+            LinkLost: the daemon went away. With a key and without stdin that does not happen: the client connects
+                again and goes on.
         """
         return self._run(
             lambda client: client.exec_workspace(
@@ -157,6 +169,8 @@ class Pyro(BlockingClient):
                 user=user,
                 stdin=stdin,
                 timeout_seconds=timeout_seconds,
+                detach=detach,
+                idempotency_key=idempotency_key,
                 on_event=on_event,
             )
         )
@@ -171,6 +185,8 @@ class Pyro(BlockingClient):
         user: str = "root",
         stdin: bytes | str | None = None,
         timeout_seconds: float | None = None,
+        detach: bool = False,
+        idempotency_key: str | None = None,
     ) -> BlockingStream[ExecEvent]:
         """Runs a command and yields its events: ExecStarted, ExecOutput as bytes arrive, at last ExecResult.
 
@@ -180,9 +196,51 @@ class Pyro(BlockingClient):
         """
         return self._stream(
             lambda client: client.stream_exec(
-                workspace, command, cwd=cwd, env=env, user=user, stdin=stdin, timeout_seconds=timeout_seconds
+                workspace,
+                command,
+                cwd=cwd,
+                env=env,
+                user=user,
+                stdin=stdin,
+                timeout_seconds=timeout_seconds,
+                detach=detach,
+                idempotency_key=idempotency_key,
             )
         )
+
+    def wait_exec(self, workspace: str, exec_id: str, *, wait_seconds: float | None = None) -> ExecResult:
+        """Waits for a command's end and returns its result.
+
+        Args:
+            workspace: id or name.
+            exec_id: the command's.
+            wait_seconds: how long to wait at most; then the result so far, without an exit_code, is returned, and
+                the command goes on. 0 asks without waiting.
+
+        Raises:
+            ExecNotFound, WorkspaceNotFound, WorkspaceFailed.
+        """
+        return self._run(lambda client: client.wait_exec(workspace, exec_id, wait_seconds=wait_seconds))
+
+    def attach_exec(self, workspace: str, exec_id: str, *, cursor: int = 0) -> BlockingStream[ExecEvent]:
+        """Yields a command's events from ``cursor`` on, as they happen: ExecStarted, ExecOutput, at last ExecResult.
+
+        Leaving it does not touch the command. Every ExecOutput says where it ends: given as ``cursor`` to another call,
+        that goes on there, without loss or repetition. Where output is no longer kept an OutputDropped says so. While
+        someone is attached nothing is dropped that they have yet to read; the command then waits for them.
+        """
+        return self._stream(lambda client: client.attach_exec(workspace, exec_id, cursor=cursor))
+
+    def read_exec(self, workspace: str, exec_id: str, *, cursor: int = 0, max_bytes: int = 16 * 1024) -> ExecPage:
+        """Returns a page of a command's output as text, without waiting; ``next_cursor`` leads to the next page.
+
+        Args:
+            workspace: id or name.
+            exec_id: the command's.
+            cursor: where to begin.
+            max_bytes: bytes of output in a page, 4 to 1 MiB.
+        """
+        return self._run(lambda client: client.read_exec(workspace, exec_id, cursor=cursor, max_bytes=max_bytes))
 
     def cancel_exec(self, workspace: str, exec_id: str) -> ExecResult:
         """Kills a running command with all its children and returns its result; one that has ended is left alone."""
@@ -191,6 +249,16 @@ class Pyro(BlockingClient):
     def logs_workspace(self, workspace: str, *, limit: int = 20) -> WorkspaceLogs:
         """Returns the newest commands of a workspace with their output, oldest first."""
         return self._run(lambda client: client.logs_workspace(workspace, limit=limit))
+
+    def follow_logs(self, workspace: str, *, limit: int = 20, cursor: str | None = None) -> BlockingStream[LogEvent]:
+        """Yields the starts, output and ends of all commands of a workspace, as they happen, until it is deleted.
+
+        Args:
+            workspace: id or name.
+            limit: begin with at most this many commands, the newest.
+            cursor: go on behind the event that carried this cursor instead.
+        """
+        return self._stream(lambda client: client.follow_logs(workspace, limit=limit, cursor=cursor))
 
     def run_in_vm(
         self,

@@ -13,12 +13,22 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from pyro_async.errors import InvalidArgument
-from pyro_async.operations import PATTERNS, Event, ExecOutput, ExecStarted, Params, Progress, Result
+from pyro_async.operations import (
+    PATTERNS,
+    Event,
+    ExecOutput,
+    ExecStarted,
+    LogEvent,
+    OutputDropped,
+    Params,
+    Progress,
+    Result,
+)
 from pyro_async.wire.codec import encode
 
 __all__ = ["Call", "CallEvent", "Emit", "Transport", "checked"]
 
-CallEvent = Progress | ExecStarted | ExecOutput | Event
+CallEvent = Progress | ExecStarted | ExecOutput | OutputDropped | LogEvent | Event
 #: Delivers one event; returns when the receiver has taken it, which is how a slow receiver slows the operation down.
 Emit = Callable[[CallEvent], Awaitable[None]]
 
@@ -31,19 +41,31 @@ async def _drop(event: CallEvent) -> None:
     """Where nobody wants events."""
 
 
+def _never() -> bool:
+    """Where a caller cannot be lost."""
+    return False
+
+
 class Call:
     """What a handler knows of its caller.
 
     Attributes:
         emit: delivers an event.
         input: the caller's input bytes, None if there is none.
+        vanished: tells, once the handler is cancelled, whether the caller was lost rather than having asked for it.
     """
 
-    __slots__ = ("emit", "input")
+    __slots__ = ("emit", "input", "vanished")
 
-    def __init__(self, emit: Emit = _drop, input: AsyncIterator[bytes] | None = None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        emit: Emit = _drop,
+        input: AsyncIterator[bytes] | None = None,  # noqa: A002
+        vanished: Callable[[], bool] = _never,
+    ) -> None:
         self.emit = emit
         self.input = input
+        self.vanished = vanished
 
 
 class Transport(Protocol):

@@ -18,6 +18,7 @@ from pyro_async.groups import plain_task_group
 from pyro_async.home import default_home
 from pyro_async.operations import (
     WORKSPACE_PATH,
+    AttachExec,
     BuildEnvironment,
     CancelExec,
     CreateWorkspace,
@@ -27,17 +28,22 @@ from pyro_async.operations import (
     EnvironmentList,
     Event,
     EventList,
+    ExecPage,
     ExecResult,
     ExecWorkspace,
+    FollowLogs,
     InspectEnvironment,
     ListEnvironments,
     ListEvents,
     ListWorkspaces,
+    LogEvent,
+    LogsFollowed,
     LogsWorkspace,
     Params,
     Progress,
     Pruned,
     PruneEnvironments,
+    ReadExec,
     Reaped,
     ReapExpired,
     Result,
@@ -46,6 +52,7 @@ from pyro_async.operations import (
     StatusWorkspace,
     StopWorkspace,
     UpdateWorkspace,
+    WaitExec,
     Workspace,
     WorkspaceList,
     WorkspaceLogs,
@@ -109,8 +116,8 @@ class AsyncPyro:
         return await self._stack.__aexit__(kind, error, traceback)
 
     async def _call(self, name: str, params: Params, kind: type[R], call: Call | None = None) -> R:
-        if self._transport is None or self._tasks is None:
-            raise PyroError("the client is not open", hint="use it as `async with AsyncPyro() as client`")
+        self._owner()
+        assert self._transport is not None
         return cast("R", await self._transport.call(name, checked(params), call or Call()))
 
     def _owner(self) -> TaskGroup:
@@ -225,6 +232,8 @@ class AsyncPyro:
         user: str = "root",
         stdin: Stdin = None,
         timeout_seconds: float | None = None,
+        detach: bool = False,
+        idempotency_key: str | None = None,
         on_event: OnEvent | None = None,
     ) -> ExecResult:
         """Runs a command and waits for its end.
@@ -237,6 +246,11 @@ class AsyncPyro:
             user: name or ``uid[:gid]`` in the guest.
             stdin: standard input; empty by default.
             timeout_seconds: after that the whole tree is killed, and the result has exit_code 124 and timed_out.
+            detach: return once the command runs, with the result so far: its exec_id, and no exit_code. It goes on
+                without its caller; see :meth:`wait_exec` and :meth:`attach_exec`. It has no stdin.
+            idempotency_key: up to 128 characters. Whoever gives the same key again, at once or after a restart of the
+                daemon, gets this command's events from the start and its result; it is not run twice. If the caller
+                is lost, not cancelled, the command goes on for the next one, once all of its stdin has been sent.
             on_event: called with the command's events as they happen.
 
         Returns:
@@ -244,9 +258,14 @@ class AsyncPyro:
 
         Raises:
             InvalidArgument: a NUL byte, a missing cwd, an unknown user, an argument list too long.
+            Conflict: the key belongs to another command.
             WorkspaceNotFound, WrongState, WorkspaceFailed.
+            LinkLost: the daemon went away. With a key and without stdin that does not happen: the client connects
+                again and goes on.
         """
-        params = _exec_params(workspace, command, cwd, env, user, stdin, timeout_seconds)
+        params = _exec_params(
+            workspace, command, cwd, env, user, stdin, timeout_seconds, detach=detach, idempotency_key=idempotency_key
+        )
         async with byte_source(stdin) as source:
             return await self._call("exec_workspace", params, ExecResult, Call(_pushing(on_event), source))
 
@@ -260,6 +279,8 @@ class AsyncPyro:
         user: str = "root",
         stdin: Stdin = None,
         timeout_seconds: float | None = None,
+        detach: bool = False,
+        idempotency_key: str | None = None,
     ) -> ExecStream:
         """Runs a command and yields its events: ExecStarted, ExecOutput as bytes arrive, at last ExecResult.
 
@@ -267,13 +288,56 @@ class AsyncPyro:
         a command that still runs. Plain ``async for`` works as well. A slow reader slows the command down, nothing is
         lost. Takes the arguments of :meth:`exec_workspace`.
         """
-        params = _exec_params(workspace, command, cwd, env, user, stdin, timeout_seconds)
+        params = _exec_params(
+            workspace, command, cwd, env, user, stdin, timeout_seconds, detach=detach, idempotency_key=idempotency_key
+        )
 
         async def run(call: Call) -> ExecResult:
             async with byte_source(stdin) as call.input:
                 return await self._call("exec_workspace", params, ExecResult, call)
 
         return ExecStream(run, self._owner())
+
+    async def wait_exec(self, workspace: str, exec_id: str, *, wait_seconds: float | None = None) -> ExecResult:
+        """Waits for a command's end and returns its result.
+
+        Args:
+            workspace: id or name.
+            exec_id: the command's.
+            wait_seconds: how long to wait at most; then the result so far, without an exit_code, is returned, and
+                the command goes on. 0 asks without waiting.
+
+        Raises:
+            ExecNotFound, WorkspaceNotFound, WorkspaceFailed.
+        """
+        params = WaitExec(workspace=workspace, exec_id=exec_id, wait_seconds=wait_seconds)
+        return await self._call("wait_exec", params, ExecResult)
+
+    def attach_exec(self, workspace: str, exec_id: str, *, cursor: int = 0) -> ExecStream:
+        """Yields a command's events from ``cursor`` on, as they happen: ExecStarted, ExecOutput, at last ExecResult.
+
+        Leaving it does not touch the command. Every ExecOutput says where it ends: given as ``cursor`` to another call,
+        that goes on there, without loss or repetition. Where output is no longer kept an OutputDropped says so. While
+        someone is attached nothing is dropped that they have yet to read; the command then waits for them.
+        """
+        params = AttachExec(workspace=workspace, exec_id=exec_id, cursor=cursor)
+
+        async def run(call: Call) -> ExecResult:
+            return await self._call("attach_exec", params, ExecResult, call)
+
+        return ExecStream(run, self._owner())
+
+    async def read_exec(self, workspace: str, exec_id: str, *, cursor: int = 0, max_bytes: int = 16 * 1024) -> ExecPage:
+        """Returns a page of a command's output as text, without waiting; ``next_cursor`` leads to the next page.
+
+        Args:
+            workspace: id or name.
+            exec_id: the command's.
+            cursor: where to begin.
+            max_bytes: bytes of output in a page, 4 to 1 MiB.
+        """
+        params = ReadExec(workspace=workspace, exec_id=exec_id, cursor=cursor, max_bytes=max_bytes)
+        return await self._call("read_exec", params, ExecPage)
 
     async def cancel_exec(self, workspace: str, exec_id: str) -> ExecResult:
         """Kills a running command with all its children and returns its result; one that has ended is left alone."""
@@ -282,6 +346,25 @@ class AsyncPyro:
     async def logs_workspace(self, workspace: str, *, limit: int = 20) -> WorkspaceLogs:
         """Returns the newest commands of a workspace with their output, oldest first."""
         return await self._call("logs_workspace", LogsWorkspace(workspace=workspace, limit=limit), WorkspaceLogs)
+
+    def follow_logs(self, workspace: str, *, limit: int = 20, cursor: str | None = None) -> OperationStream[LogEvent]:
+        """Yields the starts, output and ends of all commands of a workspace, as they happen, until it is deleted.
+
+        Args:
+            workspace: id or name.
+            limit: begin with at most this many commands, the newest.
+            cursor: go on behind the event that carried this cursor instead.
+        """
+        params = FollowLogs(workspace=workspace, limit=limit, cursor=cursor)
+
+        async def deliver(send: Callable[[LogEvent], Awaitable[None]]) -> None:
+            async def emit(event: CallEvent) -> None:
+                if isinstance(event, LogEvent):
+                    await send(event)
+
+            await self._call("follow_logs", params, LogsFollowed, Call(emit))
+
+        return OperationStream(deliver, self._owner())
 
     async def run_in_vm(
         self,
@@ -378,6 +461,9 @@ def _exec_params(
     user: str,
     stdin: Stdin,
     timeout_seconds: float | None,
+    *,
+    detach: bool,
+    idempotency_key: str | None,
 ) -> ExecWorkspace:
     return ExecWorkspace(
         workspace=workspace,
@@ -387,6 +473,8 @@ def _exec_params(
         user=user,
         stdin=stdin is not None,
         timeout_seconds=timeout_seconds,
+        detach=detach,
+        idempotency_key=idempotency_key,
     )
 
 

@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pyro_async.calls import Call, CallEvent
-from pyro_async.operations import ExecEvent, ExecOutput, ExecResult, ExecStarted
+from pyro_async.operations import ExecEvent, ExecOutput, ExecResult, ExecStarted, OutputDropped
 from pyro_async.streams import OperationStream
 
 __all__ = ["ExecStream", "byte_source"]
@@ -18,13 +18,14 @@ __all__ = ["ExecStream", "byte_source"]
 class ExecStream(OperationStream[ExecEvent]):
     """Events of one command; the last one is its :class:`~pyro_async.operations.ExecResult`.
 
-    Leaving the block kills a command that still runs and returns once its tree is gone.
+    Leaving the block kills a command that it runs and returns once its tree is gone; one to which it is only attached
+    is left alone.
     """
 
     def __init__(self, run: Callable[[Call], Awaitable[ExecResult]], tasks: TaskGroup) -> None:
         async def deliver(send: Callable[[ExecEvent], Awaitable[None]]) -> None:
             async def emit(event: CallEvent) -> None:
-                if isinstance(event, ExecStarted | ExecOutput):
+                if isinstance(event, ExecStarted | ExecOutput | OutputDropped):
                     await send(event)
 
             await send(await run(Call(emit)))

@@ -18,6 +18,7 @@ __all__ = [
     "OPERATIONS",
     "PATTERNS",
     "WORKSPACE_PATH",
+    "AttachExec",
     "BuildEnvironment",
     "CancelExec",
     "CreateWorkspace",
@@ -29,20 +30,31 @@ __all__ = [
     "EventList",
     "ExecEvent",
     "ExecOutput",
+    "ExecPage",
     "ExecResult",
     "ExecStarted",
     "ExecWorkspace",
+    "FollowLogs",
     "GuestResources",
     "InspectEnvironment",
     "ListEnvironments",
     "ListEvents",
     "ListWorkspaces",
+    "LogDropped",
+    "LogEnded",
+    "LogEvent",
+    "LogOutput",
+    "LogStarted",
+    "LogsFollowed",
     "LogsWorkspace",
     "Operation",
+    "OutputDropped",
+    "OutputPiece",
     "Params",
     "Progress",
     "PruneEnvironments",
     "Pruned",
+    "ReadExec",
     "ReapExpired",
     "Reaped",
     "Resources",
@@ -53,6 +65,7 @@ __all__ = [
     "StopWorkspace",
     "UpdateWorkspace",
     "VmmResources",
+    "WaitExec",
     "Workspace",
     "WorkspaceList",
     "WorkspaceLogs",
@@ -96,6 +109,10 @@ IdleStopSeconds = Annotated[
         description="seconds without activity until the workspace is stopped, its disk kept; never by default",
     ),
 ]
+Cursor = Annotated[
+    int, Meta(ge=0, description="bytes of output before a place, stdout and stderr together, in the order they came")
+]
+ExecId = Annotated[str, Meta(min_length=1, max_length=64, description="a command's id")]
 GuestPath = Annotated[str, Meta(min_length=1, max_length=4096)]
 Command = (
     Annotated[str, Meta(min_length=1, description="run by /bin/sh -c")]
@@ -309,6 +326,8 @@ class ExecWorkspace(Params, frozen=True):
         user: name or ``uid[:gid]`` in the guest.
         stdin: whether the caller sends standard input; without it stdin is empty.
         timeout_seconds: None means no limit.
+        detach: return as soon as the command runs; its end and its output are asked for by its exec_id.
+        idempotency_key: the same key again, in the same workspace, means the same command: it is not run twice.
     """
 
     workspace: WorkspaceRef
@@ -318,29 +337,103 @@ class ExecWorkspace(Params, frozen=True):
     user: Annotated[str, Meta(min_length=1, max_length=64)] = "root"
     stdin: bool = False
     timeout_seconds: Timeout | None = None
+    detach: bool = False
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class WaitExec(Params, frozen=True):
+    """Waits for a command's end and returns its result.
+
+    Attributes:
+        wait_seconds: how long at most; after that the command goes on, and the result so far has no exit_code.
+    """
+
+    workspace: WorkspaceRef
+    exec_id: ExecId
+    wait_seconds: Annotated[float, Meta(ge=0, le=7 * 86400, description="seconds to wait at most")] | None = None
+
+
+class AttachExec(Params, frozen=True):
+    """Streams a command's output from a cursor on until its end; leaving does not touch the command."""
+
+    workspace: WorkspaceRef
+    exec_id: ExecId
+    cursor: Cursor = 0
+
+
+class ReadExec(Params, frozen=True):
+    """Returns a page of a command's output, without waiting for more.
+
+    Attributes:
+        max_bytes: of output, before it is decoded.
+    """
+
+    workspace: WorkspaceRef
+    exec_id: ExecId
+    cursor: Cursor = 0
+    max_bytes: Annotated[int, Meta(ge=4, le=1024 * 1024)] = 16 * 1024
 
 
 class CancelExec(Params, frozen=True):
     """Kills a running command with all its children; does nothing to one that has ended."""
 
     workspace: WorkspaceRef
-    exec_id: str
+    exec_id: ExecId
 
 
 class ExecStarted(Result, frozen=True, tag="started"):
-    """The first event of a command."""
+    """The first event of a command; ``cursor`` is where the output that follows begins."""
 
     workspace_id: str
     exec_id: str
     sequence: int
     started_at: float
+    cursor: int = 0
 
 
 class ExecOutput(Result, frozen=True, tag="output"):
-    """A piece of output, in the order it was produced, cut at arbitrary places."""
+    """A piece of output, in the order it was produced, cut at arbitrary places; ``cursor`` is just behind it."""
 
     stream: Literal["stdout", "stderr"]
     data: bytes
+    cursor: int = 0
+
+
+class OutputDropped(Result, frozen=True, tag="dropped"):
+    """Output is no longer kept: what follows begins at ``cursor``."""
+
+    cursor: int
+
+
+class OutputPiece(Result, frozen=True):
+    """Text of one stream, decoded as UTF-8, each undecodable byte replaced by U+FFFD."""
+
+    stream: Literal["stdout", "stderr"]
+    text: str
+
+
+class ExecPage(Result, frozen=True):
+    """A page of a command's output.
+
+    Attributes:
+        cursor: where the page begins: as asked for, or later if that is no longer kept.
+        next_cursor: where the next page begins; never within a character of valid UTF-8.
+        begin: the oldest output that is still kept.
+        end: the end of the output so far.
+        output: in the order in which it was produced.
+        truncated: output between the cursor asked for and ``cursor`` was dropped.
+        ended: the command has ended, so that nothing follows ``end``.
+    """
+
+    workspace_id: str
+    exec_id: str
+    cursor: int
+    next_cursor: int
+    begin: int
+    end: int
+    output: list[OutputPiece]
+    truncated: bool
+    ended: bool
 
 
 class ExecResult(Result, frozen=True, tag="result"):
@@ -372,7 +465,7 @@ class ExecResult(Result, frozen=True, tag="result"):
     duration_ms: float = 0.0
 
 
-ExecEvent = ExecStarted | ExecOutput | ExecResult
+ExecEvent = ExecStarted | ExecOutput | OutputDropped | ExecResult
 
 
 class LogsWorkspace(Params, frozen=True):
@@ -391,6 +484,65 @@ class WorkspaceLogs(Result, frozen=True):
 
     workspace_id: str
     entries: list[ExecResult]
+
+
+class FollowLogs(Params, frozen=True):
+    """Streams the starts, output and ends of all commands of a workspace, until the workspace is deleted.
+
+    Attributes:
+        limit: begin with at most this many commands, the newest.
+        cursor: begin behind the event that carried this cursor instead.
+    """
+
+    workspace: WorkspaceRef
+    limit: Annotated[int, Meta(ge=0, le=1000)] = 20
+    cursor: str | None = None
+
+
+class LogStarted(Result, frozen=True, tag="started"):
+    """A command has started; ``command`` is one line, as one would type it, cut to a KiB."""
+
+    exec_id: str
+    sequence: int
+    command: str
+    started_at: float
+    cursor: str
+
+
+class LogOutput(Result, frozen=True, tag="output"):
+    """A piece of a command's output."""
+
+    exec_id: str
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+    cursor: str
+
+
+class LogDropped(Result, frozen=True, tag="dropped"):
+    """Output of a command is no longer kept; what follows is younger."""
+
+    exec_id: str
+    cursor: str
+
+
+class LogEnded(Result, frozen=True, tag="ended"):
+    """A command has ended; fields as in :class:`ExecResult`."""
+
+    exec_id: str
+    exit_code: int | None
+    timed_out: bool
+    cancelled: bool
+    cause: str | None
+    cursor: str
+
+
+LogEvent = LogStarted | LogOutput | LogDropped | LogEnded
+
+
+class LogsFollowed(Result, frozen=True):
+    """The workspace was deleted, so its log is over."""
+
+    workspace_id: str
 
 
 class RunInVm(Params, frozen=True):
@@ -594,9 +746,37 @@ OPERATIONS: Final[dict[str, Operation]] = {
             result=ExecResult,
             cli="workspace exec",
             mcp="workspace_exec",
-            events=ExecStarted | ExecOutput,
+            events=ExecStarted | ExecOutput | OutputDropped,
             input=True,
             destructive=True,
+        ),
+        Operation(
+            name="wait_exec",
+            params=WaitExec,
+            result=ExecResult,
+            cli="workspace wait",
+            mcp="exec_wait",
+            read_only=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="attach_exec",
+            params=AttachExec,
+            result=ExecResult,
+            cli="workspace attach",
+            mcp_absent="a model reads pages with exec_read",
+            events=ExecStarted | ExecOutput | OutputDropped,
+            read_only=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="read_exec",
+            params=ReadExec,
+            result=ExecPage,
+            cli="workspace read",
+            mcp="exec_read",
+            read_only=True,
+            idempotent=True,
         ),
         Operation(
             name="cancel_exec",
@@ -613,6 +793,16 @@ OPERATIONS: Final[dict[str, Operation]] = {
             result=WorkspaceLogs,
             cli="workspace logs",
             mcp="workspace_logs",
+            read_only=True,
+            idempotent=True,
+        ),
+        Operation(
+            name="follow_logs",
+            params=FollowLogs,
+            result=LogsFollowed,
+            cli="workspace logs --follow",
+            mcp_absent="a model reads pages with exec_read",
+            events=LogStarted | LogOutput | LogDropped | LogEnded,
             read_only=True,
             idempotent=True,
         ),

@@ -1,4 +1,4 @@
-"""The way to a home's daemon: connects to its socket, starting it if need be."""
+"""The way to a home's daemon: connects to its socket, starting it if need be, and again when the daemon was lost."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import anyio
 import msgspec
-from anyio.abc import SocketStream
+from anyio.abc import SocketStream, TaskGroup
 
 from pyro_async import __version__
 from pyro_async.calls import Call, Transport
@@ -30,13 +30,22 @@ from pyro_async.errors import (
 )
 from pyro_async.groups import plain_task_group
 from pyro_async.home import Home
-from pyro_async.operations import OPERATIONS, ExecOutput, Operation, Params, Result
+from pyro_async.operations import OPERATIONS, ExecOutput, ExecStarted, Operation, OutputDropped, Params, Result
+from pyro_async.resumption import Resumption
 from pyro_async.task_tree import TaskNode
 from pyro_async.wire.codec import Hello, decode
 from pyro_async.wire.connection import Connection, Data, End, Message, Role, Stream, outcome
 from pyro_async.wire.guest import STDOUT
 
-__all__ = ["DaemonStatus", "SocketTransport", "daemon_status", "daemon_tasks", "daemon_transport", "stop_daemon"]
+__all__ = [
+    "DaemonStatus",
+    "DaemonTransport",
+    "SocketTransport",
+    "daemon_status",
+    "daemon_tasks",
+    "daemon_transport",
+    "stop_daemon",
+]
 
 #: How long a daemon may take to answer after it was started, or to let go of the home after it was stopped.
 START_SECONDS: Final = 60.0
@@ -47,6 +56,10 @@ GREETING_SECONDS: Final = 15.0
 _RETRY_SECONDS: Final = 0.05
 #: How long the daemon may take to confirm that a cancelled operation is undone.
 CANCEL_GRACE: Final = 60.0
+#: How long a daemon that was stopped in good order is waited for, before what waits for it is given up.
+RESTART_SECONDS: Final = 5.0
+#: So many daemons may be lost over one operation without a step ahead: it may be what ends them.
+MAX_LOSSES: Final = 5
 
 
 class SocketTransport:
@@ -73,13 +86,19 @@ class SocketTransport:
 
 
 async def _receive(stream: Stream, operation: Operation, call: Call) -> Result:
+    cursor = 0
     while True:
         item = await stream.receive()
         if isinstance(item, Data):
-            await call.emit(ExecOutput(stream="stdout" if item.channel == STDOUT else "stderr", data=item.data))
+            cursor += len(item.data)
+            name: Literal["stdout", "stderr"] = "stdout" if item.channel == STDOUT else "stderr"
+            await call.emit(ExecOutput(stream=name, data=item.data, cursor=cursor))
             stream.grant(len(item.data))
         elif isinstance(item, Message):
-            await call.emit(decode(item.payload, operation.events))
+            event = decode(item.payload, operation.events)
+            if isinstance(event, ExecStarted | OutputDropped):
+                cursor = event.cursor
+            await call.emit(event)
             stream.grant(len(item.payload))
         elif isinstance(item, End):
             return outcome(item, operation.result)
@@ -106,6 +125,66 @@ async def _give_up(stream: Stream) -> None:
             pass  # its end is all that matters here
 
 
+class DaemonTransport:
+    """Carries operations to a home's daemon, over a new connection whenever the last one is down.
+
+    An operation under way when the daemon is lost goes on with the next daemon if it can be asked for again without
+    doing anything twice, see :mod:`~pyro_async.resumption`; otherwise it fails with LinkLost.
+
+    Args:
+        home: whose daemon.
+        tasks: own the connections.
+    """
+
+    def __init__(self, home: Home, tasks: TaskGroup) -> None:
+        self._home = home
+        self._tasks = tasks
+        self._connection: Connection | None = None
+        self._dialing = anyio.Lock()
+
+    async def connect(self) -> Connection:
+        """The connection, made if there is none that is up.
+
+        Raises:
+            HomeUnusable, DaemonUnavailable, VersionMismatch.
+        """
+        async with self._dialing:
+            if self._connection is None or self._connection.failure is not None:
+                self._connection = await _greeted(self._home, self._tasks)
+            return self._connection
+
+    async def call(self, name: str, params: Params, call: Call) -> Result:
+        """See :class:`~pyro_async.calls.Transport`."""
+        resumption = Resumption(OPERATIONS[name], params, call)
+        losses = 0
+        while True:
+            connection = await self.connect()
+            steps = resumption.steps
+            try:
+                return await SocketTransport(connection).call(name, resumption.params, resumption.call)
+            except LinkLost as error:
+                if connection.failure is None:
+                    if self._home.socket.exists():
+                        raise  # the workspace's link, not ours
+                    connection.close()  # the daemon is ending
+                losses = 1 if resumption.steps > steps else losses + 1
+                if not resumption.possible or losses >= MAX_LOSSES or await self._was_stopped():
+                    raise resumption.explained(error) from None
+
+    async def _was_stopped(self) -> bool:
+        """Whether the daemon ended in good order, so that nobody but its user should start it again.
+
+        A daemon that was killed leaves its socket behind. One that was stopped does not; it may be a restart, then the
+        next one's socket appears soon.
+        """
+        with anyio.move_on_after(RESTART_SECONDS):
+            while True:
+                if self._home.socket.exists():
+                    return False
+                await anyio.sleep(_RETRY_SECONDS)
+        return True
+
+
 @asynccontextmanager
 async def daemon_transport(home: Path) -> AsyncIterator[Transport]:
     """Connects to the home's daemon, which is started if none answers, and replaced if it is older than this program.
@@ -115,41 +194,49 @@ async def daemon_transport(home: Path) -> AsyncIterator[Transport]:
     Raises:
         HomeUnusable, DaemonUnavailable, VersionMismatch.
     """
-    async with AsyncExitStack() as stack:
-        yield SocketTransport(await _greeted(Home(home), stack))
+    async with plain_task_group() as tasks:
+        transport = DaemonTransport(Home(home), tasks)
+        await transport.connect()
+        yield transport
+        tasks.cancel_scope.cancel()
 
 
-async def _greeted(home: Home, stack: AsyncExitStack) -> Connection:
-    """A connection to a daemon that is not about to end; ``stack`` owns it."""
+async def _greeted(home: Home, tasks: TaskGroup) -> Connection:
+    """A connection to a daemon that is not about to end, served in ``tasks``."""
     replaced = False
     deadline = anyio.current_time() + START_SECONDS
     while anyio.current_time() < deadline:
         try:
-            connection = await stack.enter_async_context(_connected(await _reach(home)))
+            connection = await _served(await _reach(home), tasks)
             # Once: a daemon that this program starts cannot be older, so what answers then is as new as it gets.
             if replaced or not is_older(connection.peer.software, __version__):
                 return connection
             replaced = True
             await connection.call(STOP, StopDaemon(), object)
+            connection.close()
         except LinkLost:
             pass  # it is ending; the next one answers soon
-        await stack.aclose()
         await anyio.sleep(_RETRY_SECONDS)
     raise DaemonUnavailable(f"the daemon of {home.root} ends again and again", hint=f"see {home.daemon_log}")
 
 
 @asynccontextmanager
 async def _connected(stream: SocketStream) -> AsyncIterator[Connection]:
-    connection = Connection(stream, role=Role.CLIENT, hello=Hello(software=__version__))
     async with plain_task_group() as tasks:
-        with anyio.move_on_after(GREETING_SECONDS) as silent:
-            await tasks.start(connection.run, name="connection")
-        if silent.cancelled_caught:
-            raise DaemonUnavailable("the daemon does not answer", hint="it may be stopped or overloaded; see its log")
+        connection = await _served(stream, tasks)
         try:
             yield connection
         finally:
             connection.close()
+
+
+async def _served(stream: SocketStream, tasks: TaskGroup) -> Connection:
+    """A connection over ``stream``, served in ``tasks``, whose other end has said hello."""
+    connection = Connection(stream, role=Role.CLIENT, hello=Hello(software=__version__))
+    with anyio.move_on_after(GREETING_SECONDS):
+        await tasks.start(connection.run, name="daemon connection")
+        return connection
+    raise DaemonUnavailable("the daemon does not answer", hint="it may be stopped or overloaded; see its log")
 
 
 async def _reach(home: Home) -> SocketStream:

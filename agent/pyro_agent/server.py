@@ -55,6 +55,7 @@ class Agent:
         self._executions: dict[str, Execution] = {}
         self._delivered: dict[str, int] = {}  # output still held by commands whose exit was handed over
         self._delivered_bytes = 0
+        self._dropped: set[str] = set()  # without the host's word; they must not be run again
         self._connection: Connection | None = None
         self._generation = 0
         self._nonce = os.urandom(16)
@@ -108,6 +109,8 @@ class Agent:
         params = decode(request.params, Exec)
         execution = self._executions.get(params.exec_id)
         if execution is None:
+            if params.exec_id in self._dropped:
+                raise ExecNotFound(f"the agent no longer holds command {params.exec_id!r}, which has ended")
             if self._stopping or not self._configured:
                 raise WrongState("the guest is shutting down" if self._stopping else "the guest is not configured yet")
             execution = Execution(params, self._system)
@@ -174,7 +177,9 @@ class Agent:
         self._delivered[execution.exec_id] = execution.retained
         self._delivered_bytes += execution.retained
         while len(self._delivered) > _KEPT_COUNT or self._delivered_bytes > _KEPT_BYTES:
-            self._drop(next(iter(self._delivered)))
+            oldest = next(iter(self._delivered))
+            self._drop(oldest)
+            self._dropped.add(oldest)
         return ended
 
     def _drop(self, exec_id: str) -> None:

@@ -14,16 +14,16 @@ from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from pyro_async.calls import CallEvent
-from pyro_async.operations import ExecOutput, ExecResult, Progress
+from pyro_async.operations import ExecOutput, ExecResult, OutputDropped, Progress
 from pyro_cli.output import note, print_json
 from pyro_cli.phases import Phases, show_phases
 
-__all__ = ["BROKEN_PIPE_STATUS", "Operation", "carry_out", "read_stdin", "write_all"]
+__all__ = ["BROKEN_PIPE_STATUS", "NO_STATUS", "Operation", "carry_out", "exit_status", "read_stdin", "write_all"]
 
 #: What a shell shows for a process that SIGPIPE ended.
 BROKEN_PIPE_STATUS: Final = 141
-#: The status of a command that has none, because its VM was lost.
-_NO_STATUS: Final = 125
+#: The status for a command that has none: its VM was lost, or it still runs.
+NO_STATUS: Final = 125
 _READ_SIZE: Final = 256 * 1024
 _DESCRIPTORS: Final = {"stdout": 1, "stderr": 2}
 _CAUSES: Final = {
@@ -45,21 +45,21 @@ async def carry_out(operation: Operation, *, as_json: bool, stdin: bool) -> int:
     """Runs a command with our standard streams and returns the exit status for the shell.
 
     With ``as_json`` the result is printed at the end instead of the output as it comes. If the reader of our output
-    goes away the command is killed, as a local one would be.
+    goes away the operation is cancelled; a command that it runs is killed, as a local one would be.
     """
     source = read_stdin() if stdin else None
     if as_json:
         with show_phases(as_json=True, transient=True) as phases:
             result = await operation(stdin=source, on_event=_progress_only(phases))
         print_json(result)
-        return _status(result)
+        return exit_status(result)
     with show_phases(as_json=False, transient=True) as phases, anyio.CancelScope() as scope:
         output = _Output(phases, scope)
         result = await operation(stdin=source, on_event=output.take)
     if output.broken:
         return BROKEN_PIPE_STATUS
     _explain(result)
-    return _status(result)
+    return exit_status(result)
 
 
 async def read_stdin(descriptor: int = 0) -> AsyncIterator[bytes]:
@@ -94,6 +94,8 @@ class _Output:
             self._phases(event)
             return
         self._phases.close()
+        if isinstance(event, OutputDropped):
+            note(f"output before cursor {event.cursor} is no longer kept")
         if isinstance(event, ExecOutput) and not self.broken:
             try:
                 # Abandoned when cancelled: the reader of a full pipe may never come back.
@@ -132,5 +134,6 @@ def _explain(result: ExecResult) -> None:
         note(_CAUSES.get(result.cause, f"the command ended because of {result.cause}"))
 
 
-def _status(result: ExecResult) -> int:
-    return _NO_STATUS if result.exit_code is None else result.exit_code
+def exit_status(result: ExecResult) -> int:
+    """What the shell is to see for a command's end."""
+    return NO_STATUS if result.exit_code is None else result.exit_code

@@ -1,9 +1,10 @@
-"""``pyro workspace exec``, ``logs`` and ``cancel``: commands inside a workspace."""
+"""``pyro workspace exec``, ``wait``, ``attach``, ``read`` and ``cancel``: commands inside a workspace."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,17 +20,27 @@ from pyro_cli.options import (
     timeout_option,
     workspace_argument,
 )
-from pyro_cli.output import clock, duration, note, print_json, printable
+from pyro_cli.output import is_terminal, note, print_json, printable
 
 if TYPE_CHECKING:
-    from pyro_async.operations import ExecResult
+    from pyro_async.calls import CallEvent
+    from pyro_async.operations import ExecResult, LogEnded
 
-__all__ = ["cancel", "command_line", "exec_", "logs", "outcome"]
+__all__ = ["attach", "cancel", "command_line", "exec_", "outcome", "read", "wait"]
+
+exec_argument = click.argument("exec_id", metavar="EXEC")
+cursor_option = click.option(
+    "--cursor", type=int, default=0, show_default=True, metavar="N", help="Begin behind so many bytes of output."
+)
 
 
 @click.command(
     "exec",
-    epilog=example("pyro workspace exec demo -- sh -c 'echo $HOME'", "pyro workspace exec demo --cwd /tmp -- ls -l"),
+    epilog=example(
+        "pyro workspace exec demo -- sh -c 'echo $HOME'",
+        "pyro workspace exec demo --cwd /tmp -- ls -l",
+        "pyro workspace exec demo --detach --idempotency-key build-7 -- make",
+    ),
 )
 @workspace_argument
 @command_argument
@@ -40,6 +51,10 @@ __all__ = ["cancel", "command_line", "exec_", "logs", "outcome"]
 )
 @timeout_option
 @stdin_option
+@click.option("--detach", is_flag=True, help="Print the command's id and leave it running.")
+@click.option(
+    "--idempotency-key", metavar="KEY", help="Run the command once, however often it is asked for with this key."
+)
 @json_option
 @click.pass_obj
 async def exec_(
@@ -51,46 +66,129 @@ async def exec_(
     user: str,
     timeout_seconds: float | None,
     stdin: bool,
+    detach: bool,
+    idempotency_key: str | None,
     as_json: bool,
 ) -> int:
     """Run COMMAND in a workspace.
 
     Output streams as it is produced. The exit status is the command's, 124 if it timed out. Ctrl-C kills the command
     with all its children. Write -- before a command that has options of its own.
+
+    With --detach it returns at once; see `wait`, `attach` and `read`. With --idempotency-key a command that already
+    has this key is not run again: its output is shown from the start, and its exit status returned.
     """
+    if detach and stdin:
+        raise click.UsageError("--detach and --stdin exclude each other: nobody is there to send the input.")
     from pyro_cli.exec_io import carry_out
 
     async with app.client() as client:
         operation = partial(
-            client.exec_workspace, workspace, command, cwd=cwd, env=env, user=user, timeout_seconds=timeout_seconds
+            client.exec_workspace,
+            workspace,
+            command,
+            cwd=cwd,
+            env=env,
+            user=user,
+            timeout_seconds=timeout_seconds,
+            detach=detach,
+            idempotency_key=idempotency_key,
         )
-        return await carry_out(operation, as_json=as_json, stdin=stdin)
+        if not detach:
+            return await carry_out(operation, as_json=as_json, stdin=stdin)
+        result = await operation()
+    if as_json:
+        print_json(result)
+    else:
+        print(result.exec_id)
+        if is_terminal(2):
+            note(f"next: pyro workspace attach {workspace} {result.exec_id}")
+    return 0
 
 
-@click.command(epilog=example("pyro workspace logs demo --limit 5"))
+@click.command(epilog=example("pyro workspace wait demo 5f0c2a7e91d3 --wait-seconds 60"))
 @workspace_argument
+@exec_argument
+@click.option("--wait-seconds", type=float, metavar="S", help="Wait S seconds at most; the command goes on.")
+@json_option
+@click.pass_obj
+async def wait(app: App, workspace: str, exec_id: str, wait_seconds: float | None, as_json: bool) -> int:
+    """Wait until a command has ended.
+
+    The exit status is the command's, 125 if it still runs when the time is up.
+    """
+    from pyro_cli.exec_io import exit_status
+
+    async with app.client() as client:
+        result = await client.wait_exec(workspace, exec_id, wait_seconds=wait_seconds)
+    if as_json:
+        print_json(result)
+    else:
+        print(f"{result.exec_id}: {outcome(result)}")
+    return exit_status(result)
+
+
+@click.command(epilog=example("pyro workspace attach demo 5f0c2a7e91d3"))
+@workspace_argument
+@exec_argument
+@cursor_option
+@json_option
+@click.pass_obj
+async def attach(app: App, workspace: str, exec_id: str, cursor: int, as_json: bool) -> int:
+    """Show a command's output from the start, and as it is produced until the command ends.
+
+    The exit status is the command's. Ctrl-C leaves it running.
+    """
+    from pyro_async.operations import ExecResult
+    from pyro_cli.exec_io import carry_out
+
+    async with app.client() as client:
+
+        async def follow(
+            *, stdin: AsyncIterator[bytes] | None, on_event: Callable[[CallEvent], Awaitable[None] | None]
+        ) -> ExecResult:
+            async with client.attach_exec(workspace, exec_id, cursor=cursor) as events:
+                async for event in events:
+                    if isinstance(event, ExecResult):
+                        break
+                    if (delivery := on_event(event)) is not None:
+                        await delivery
+            assert isinstance(event, ExecResult)  # always the last
+            return event
+
+        return await carry_out(follow, as_json=as_json, stdin=False)
+
+
+@click.command(epilog=example("pyro workspace read demo 5f0c2a7e91d3 --cursor 16384"))
+@workspace_argument
+@exec_argument
+@cursor_option
 @click.option(
-    "--limit", type=int, default=20, show_default=True, metavar="N", help="Show the N newest commands, 1 to 1000."
+    "--max-bytes", type=int, default=16384, show_default=True, metavar="N", help="Bytes of output, 4 to 1048576."
 )
 @json_option
 @click.pass_obj
-async def logs(app: App, workspace: str, limit: int, as_json: bool) -> None:
-    """Show a workspace's newest commands with their output, oldest first."""
+async def read(app: App, workspace: str, exec_id: str, cursor: int, max_bytes: int, as_json: bool) -> None:
+    """Show a page of a command's output without waiting for more.
+
+    What it wrote to stderr goes to stderr. Where the next page begins is said there as well.
+    """
     async with app.client() as client:
-        found = await client.logs_workspace(workspace, limit=limit)
+        page = await client.read_exec(workspace, exec_id, cursor=cursor, max_bytes=max_bytes)
     if as_json:
-        print_json(found)
+        print_json(page)
         return
-    if not found.entries:
-        note("no command has run in this workspace")
-    for number, entry in enumerate(found.entries):
-        print(end="\n" if number else "")
-        _print_entry(entry)
+    if page.truncated:
+        note(f"output before cursor {page.cursor} is no longer kept")
+    for piece in page.output:
+        print(piece.text, end="", flush=True, file=sys.stdout if piece.stream == "stdout" else sys.stderr)
+    if page.next_cursor < page.end or not page.ended:
+        note(f"next: --cursor {page.next_cursor}")
 
 
 @click.command(epilog=example("pyro workspace cancel demo 5f0c2a7e91d3"))
 @workspace_argument
-@click.argument("exec_id", metavar="EXEC")
+@exec_argument
 @json_option
 @click.pass_obj
 async def cancel(app: App, workspace: str, exec_id: str, as_json: bool) -> None:
@@ -111,7 +209,7 @@ def command_line(command: str | list[str]) -> str:
     return printable(command if isinstance(command, str) else shlex.join(command))
 
 
-def outcome(result: ExecResult) -> str:
+def outcome(result: ExecResult | LogEnded) -> str:
     """How a command ended, in a few words."""
     if result.exit_code is None:
         return "running" if result.cause is None else result.cause
@@ -120,15 +218,3 @@ def outcome(result: ExecResult) -> str:
     if result.cause is not None:
         words.append(result.cause)
     return ", ".join(words)
-
-
-def _print_entry(entry: ExecResult) -> None:
-    print(
-        f"#{entry.sequence}  {entry.exec_id}  {clock(entry.started_at)}  {outcome(entry)}  "
-        f"({duration(entry.duration_ms / 1000)})"
-    )
-    print(f"$ {command_line(entry.command)}")
-    for text in (entry.stdout, entry.stderr):
-        if text:
-            print(text, end="" if text.endswith("\n") else "\n")
-    sys.stdout.flush()

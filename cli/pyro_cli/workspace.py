@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import asyncclick as click
 
 from pyro_cli.app import App
-from pyro_cli.execs import cancel, command_line, exec_, logs
+from pyro_cli.execs import attach, cancel, command_line, exec_, read, wait
+from pyro_cli.logs import logs
 from pyro_cli.options import (
     example,
     json_option,
@@ -219,7 +220,8 @@ async def reap(app: App, as_json: bool) -> None:
 
 workspace.add_command(exec_)
 workspace.add_command(logs)
-workspace.add_command(cancel)
+for each in (wait, attach, read, cancel):
+    workspace.add_command(each)
 
 
 def _show(found: Workspace, as_json: bool) -> None:

@@ -65,10 +65,23 @@ GUIDES: Final[dict[str, Guide]] = {
         "Runs a command in a workspace as root, in /workspace, waits for its end and returns exit code, stdout and "
         "stderr. A string is run by /bin/sh -c, a list as it is. Each call is a new process: cwd and environment "
         "variables do not carry over, files and background processes do. Set timeout_seconds for whatever might not "
-        "end; start servers in the background (`server >log 2>&1 &`). Not for programs that need a terminal. To write "
-        "a file pass its content as stdin.\n"
+        "end; start servers in the background (`server >log 2>&1 &`), long builds and tests with detach. Not for "
+        "programs that need a terminal. To write a file pass its content as stdin.\n"
         'Examples: {"workspace": "fix-login", "command": "cd repo && python3 -m pytest -q", "timeout_seconds": 300}; '
         '{"workspace": "fix-login", "command": "cat > app.py", "stdin": "print(42)\\n"}',
+    ),
+    "exec_wait": Guide(
+        "Wait for a running command",
+        "Waits until a command has ended and returns its exit code, stdout and stderr. Use it for one that was started "
+        "with detach, or whose call was cut off. With wait_seconds it returns after that time at the latest; without "
+        "an exit code the command still runs.\n"
+        'Example: {"workspace": "fix-login", "exec_id": "9f3c51d0a2be", "wait_seconds": 60}',
+    ),
+    "exec_read": Guide(
+        "Read a command's output in pages",
+        "Returns a page of what a command has printed, in the order it was printed, without waiting for more. Use it "
+        "to look at one that runs, or at all of a long output; begin with cursor 0, go on with next_cursor.\n"
+        'Example: {"workspace": "fix-login", "exec_id": "9f3c51d0a2be", "cursor": 16384}',
     ),
     "exec_cancel": Guide(
         "Kill a running command",
@@ -112,13 +125,18 @@ PARAMETERS: Final[dict[str, str]] = {
     "clear_labels": "keys of labels to remove",
     "clear_name": "take the name away",
     "command": "a string is run by /bin/sh -c, a list of arguments as it is",
+    "cursor": "where to begin, in bytes of output: 0, or next_cursor of the page before",
     "cwd": "working directory",
+    "detach": "return once the command runs; exec_wait, exec_read and exec_cancel then take its exec_id. No stdin",
     "env": "environment variables to set, besides the usual ones",
     "environment": "what the machine starts from, such as debian:12",
     "exec_id": "the command, as workspace_exec and workspace_logs name it",
     "idle_stop_seconds": "stop the workspace, keeping its disk, after this long without any activity",
+    "idempotency_key": "your name for this command: asked for again with the same key it is not run twice, but its "
+    "result returned",
     "labels": "for your own use, up to 256 characters each",
     "limit": "at most this many commands, the newest",
+    "max_bytes": "size of a page, in bytes of output",
     "max_output_chars": "characters of stdout, and of stderr, to return; of longer output head and tail are kept",
     "mem_mib": "memory in MiB",
     "name": "a unique name, to be used instead of the id",
@@ -127,6 +145,7 @@ PARAMETERS: Final[dict[str, str]] = {
     "ttl_seconds": "delete the workspace, with its disk, after this time; not at all by default",
     "user": "user in the workspace, a name or uid[:gid]",
     "vcpu_count": "virtual CPUs",
+    "wait_seconds": "how long to wait at most",
     "workspace": "the workspace's name or id",
 }
 

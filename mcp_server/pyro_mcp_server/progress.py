@@ -56,7 +56,7 @@ class _Feed:
         elif isinstance(event, ExecStarted):
             text = f"started exec_id {event.exec_id}\n"
         else:
-            return  # no tool follows events
+            return  # nothing to tell, or nothing that a tool asks for
         if text:
             self._pending = (self._pending + text)[-MESSAGE_CHARS:]
             self._news.set()

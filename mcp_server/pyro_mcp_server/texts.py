@@ -13,6 +13,7 @@ from pyro_async.operations import (
     Command,
     Deleted,
     EnvironmentList,
+    ExecPage,
     ExecResult,
     Result,
     Workspace,
@@ -108,6 +109,19 @@ def _(result: ExecResult) -> str:
 
 
 @describe.register
+def _(result: ExecPage) -> str:
+    state = "ended" if result.ended else "still runs"
+    lines = [f"output from {result.cursor} to {result.next_cursor} of {result.end}; the command {state}"]
+    if result.truncated:
+        lines.append("what was before is no longer kept")
+    if result.next_cursor < result.end:
+        lines.append(f"there is more: cursor {result.next_cursor}")
+    for piece in result.output:
+        lines += [f"--- {piece.stream}", piece.text.removesuffix("\n")]
+    return "\n".join(lines)
+
+
+@describe.register
 def _(result: WorkspaceLogs) -> str:
     if not result.entries:
         return "no command has run in this workspace yet"
@@ -131,7 +145,7 @@ def _command(command: Command) -> str:
 
 def _ending(result: ExecResult) -> str:
     if result.exit_code is None:
-        return "the command has no end: it runs, or its VM was lost"
+        return "it still runs" if result.cause is None else "it has no exit code"
     ending = f"exit code {result.exit_code} after {result.duration_ms / 1000:.2f} s"
     if result.timed_out:
         return f"{ending}: timed out and was killed with its children"

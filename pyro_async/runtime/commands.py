@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -11,19 +12,20 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
-from pyro_async.errors import ExecNotFound, InvalidArgument, LinkLost, PyroError
+from pyro_async.errors import Conflict, ExecNotFound, InvalidArgument, LinkLost, PyroError
 from pyro_async.faults import fault_point
 from pyro_async.operations import INLINE_OUTPUT_LIMIT, CommandSummary, ExecResult, ExecWorkspace
 from pyro_async.runtime.activity import Activity
 from pyro_async.runtime.events import Happened
 from pyro_async.runtime.execution import Execution, exec_result
 from pyro_async.runtime.link import Link
-from pyro_async.runtime.output import OutputStore
+from pyro_async.runtime.output import Journal, OutputStore
 from pyro_async.runtime.store import ExecRecord, Store
 from pyro_async.wire.codec import encode
 from pyro_async.wire.connection import Connection
 from pyro_async.wire.frames import MAX_PAYLOAD
 from pyro_async.wire.guest import Exec, Forget, Running, RunningExec
+from pyro_async.wire.pulse import Pulse
 
 __all__ = ["Commands"]
 
@@ -44,6 +46,7 @@ class Commands:
 
     Attributes:
         last_activity_at: when a command last started or ended, seconds since the epoch; 0 if none has.
+        closed: the workspace is being deleted, so that nothing will run any more.
     """
 
     def __init__(self, workspace_id: str, directory: Path, store: Store, activity: Activity) -> None:
@@ -56,6 +59,7 @@ class Commands:
         self._forgettable: list[str] = []
         self._ended = anyio.Event()
         self.last_activity_at = self._last.started_at if self._last else 0.0
+        self.closed = False
 
     @property
     def count(self) -> int:
@@ -95,6 +99,8 @@ class Commands:
             cwd=params.cwd,
             started_at=time.time(),
             stdin=params.stdin,
+            idempotency_key=params.idempotency_key,
+            fingerprint=_fingerprint(params),
         )
         call = Exec(
             exec_id=record.exec_id,
@@ -105,6 +111,8 @@ class Commands:
             stdin=params.stdin,
             timeout_seconds=params.timeout_seconds,
         )
+        if (params.detach or params.idempotency_key) and not params.stdin:
+            record.call = call  # the next process starts it if this one dies before the guest has it
         self._store.save_exec(record, self._happened("exec.started", exec_id=record.exec_id, sequence=record.sequence))
         fault_point("exec.recorded")
         self._last = record
@@ -113,12 +121,28 @@ class Commands:
         self._follow(execution, tasks, link)
         return execution
 
+    def retried(self, params: ExecWorkspace) -> ExecRecord | None:
+        """The command that already has the idempotency key in ``params``, if there is one.
+
+        Raises:
+            Conflict: that is another command.
+        """
+        if params.idempotency_key is None:
+            return None
+        record = self._store.keyed_exec(self._workspace_id, params.idempotency_key)
+        if record is not None and record.fingerprint != _fingerprint(params):
+            raise Conflict(
+                f"the idempotency key {params.idempotency_key!r} belongs to another command, {record.exec_id}",
+                hint="use one key for one command with its cwd, environment and user",
+            )
+        return record
+
     def running(self, exec_id: str) -> Execution | None:
         """A command that still runs, or None."""
         return self._running.get(exec_id)
 
-    def result(self, exec_id: str, limit: int = INLINE_OUTPUT_LIMIT) -> ExecResult:
-        """The result so far of a command that runs or has ended.
+    def record(self, exec_id: str) -> ExecRecord:
+        """What is known of a command that runs or has ended.
 
         Raises:
             ExecNotFound: there is no such command.
@@ -127,7 +151,16 @@ class Commands:
         record = execution.record if execution else self._store.exec(self._workspace_id, exec_id)
         if record is None:
             raise ExecNotFound(f"there is no command {exec_id!r}", hint="see `pyro workspace logs`")
-        return exec_result(record, execution.journal if execution else self._output.journal(exec_id), limit)
+        return record
+
+    def journal(self, exec_id: str) -> Journal:
+        """The output of a command; raises ExecNotFound."""
+        execution = self._running.get(exec_id)
+        return execution.journal if execution else self._output.journal(exec_id, written=self.record(exec_id).written)
+
+    def result(self, exec_id: str, limit: int = INLINE_OUTPUT_LIMIT) -> ExecResult:
+        """The result so far of a command that runs or has ended; raises ExecNotFound."""
+        return exec_result(self.record(exec_id), self.journal(exec_id), limit)
 
     def history(self, count: int, limit: int) -> list[ExecResult]:
         """The newest ``count`` commands, oldest first, with at most ``limit`` bytes of each output.
@@ -144,14 +177,49 @@ class Commands:
             entries.append(entry)
         return entries[::-1]
 
+    # --- the log of all of them --------------------------------------------------------------------------------------
+
+    @property
+    def news(self) -> Pulse:
+        """Wakes whenever a command starts, prints or ends, and when the workspace is deleted."""
+        return self._output.news
+
+    def following(self, sequence: int) -> ExecRecord | None:
+        """The first command after ``sequence``, once the guest has it: before, it may yet be refused and forgotten."""
+        record = self._store.next_exec(self._workspace_id, sequence)
+        execution = self._running.get(record.exec_id) if record else None
+        if execution is None:
+            return record
+        return execution.record if execution.started else None
+
+    def before_newest(self, count: int) -> int:
+        """The sequence number before the newest ``count`` commands."""
+        newest = self._store.newest_execs(self._workspace_id, count)
+        return newest[0].sequence - 1 if newest else self.count
+
+    def at(self, sequence: int) -> ExecRecord | None:
+        """The command of this sequence number, or None."""
+        record = self.following(sequence - 1)
+        return record if record and record.sequence == sequence else None
+
+    def close(self) -> None:
+        """The workspace is being deleted."""
+        self.closed = True
+        self.news.wake()
+
     # --- with the machine's life -------------------------------------------------------------------------------------
 
     async def resume(self, connection: Connection, tasks: TaskGroup, link: Link) -> None:
-        """Takes up the commands an earlier process left: those the agent still holds are followed, others are lost."""
+        """Takes up the commands an earlier process left: those the agent still holds are followed, others are lost.
+
+        The agent holds whatever it was ever told to run until its end is recorded. One that it does not hold has
+        never run; if its client need not be there for it, it is started now.
+        """
         held = {entry.exec_id for entry in await connection.call(Running.method, Running(), list[RunningExec])}
         for record in self._store.running_execs(self._workspace_id):
-            if record.exec_id in held:
-                self._follow(Execution(record, self._output.journal(record.exec_id, writing=True), None), tasks, link)
+            call = None if record.exec_id in held else record.call
+            if record.exec_id in held or call:
+                self._follow(Execution(record, self._output.journal(record.exec_id, writing=True), call), tasks, link)
             else:
                 self._lose(record)
 
@@ -180,7 +248,8 @@ class Commands:
             self._lose(record)
 
     def _lose(self, record: ExecRecord) -> None:
-        record.lost = True
+        record.lost, record.call = True, None
+        record.written = self._output.journal(record.exec_id).written
         self._store.save_exec(record, self._ended_as(record))
         fault_point("exec.lost")
 
@@ -211,6 +280,7 @@ class Commands:
     def _save(self, execution: Execution) -> None:
         """Records an end. A command the guest refused to run is the caller's error and not part of the history."""
         record = execution.record
+        record.call, record.written = None, execution.journal.written
         self._running.pop(record.exec_id, None)
         self.last_activity_at = time.time()
         if isinstance(execution.error, InvalidArgument) and not execution.started:
@@ -223,9 +293,16 @@ class Commands:
             fault_point("exec.finished")
             self._forgettable.append(record.exec_id)
             self._ended.set()
+        self.news.wake()
 
     def _newest(self) -> ExecRecord | None:
         return next(iter(self._store.newest_execs(self._workspace_id, 1)), None)
+
+
+def _fingerprint(params: ExecWorkspace) -> bytes:
+    """Of what a command is, apart from how its caller waits for it."""
+    what = (params.command, params.cwd, sorted(params.env.items()), params.user, params.stdin)
+    return hashlib.blake2b(encode(what), digest_size=16).digest()
 
 
 def _refuse_nul(argv: Iterable[str], cwd: str, env: Mapping[str, str]) -> None:

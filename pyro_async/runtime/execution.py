@@ -53,6 +53,7 @@ class Execution:
         self._started = call is None
         self._stream: Stream | None = None
         self._attached = anyio.Event()
+        self._known = anyio.Event()
         self._ended = anyio.Event()
         self._cancelled = False
         self._unacknowledged: deque[bytes] = deque()  # of stdin, oldest first
@@ -108,6 +109,7 @@ class Execution:
         except PyroError as error:
             self.error = self.error or error
         finally:
+            self._known.set()
             self._ended.set()
             self._attached.set()
 
@@ -161,6 +163,8 @@ class Execution:
         """Continues stdin where the agent has it, then lets writers go on."""
         self._started = True
         fault_point("exec.announced")
+        self._known.set()
+        self.journal.wake()
         self._drop_stdin(started.stdin_offset)
         self._stdin_base = self._stdin_begin
         if self._unacknowledged:
@@ -220,6 +224,22 @@ class Execution:
         self._cancelled = True
         if self._stream is not None and not self._ended.is_set():
             self._stream.cancel()
+
+    @property
+    def input_complete(self) -> bool:
+        """Whether it reads no standard input, or has been given all of it."""
+        return self._stdin_closed or not self.record.stdin
+
+    async def wait_started(self) -> None:
+        """Waits until the guest has the command.
+
+        Raises:
+            PyroError: the guest refused it, or is gone.
+        """
+        if not self._started:
+            await self._known.wait()
+        if self.error is not None:
+            raise self.error
 
     async def wait(self) -> None:
         """Waits for the end.

@@ -21,6 +21,7 @@ from pyro_async.images.progress import Report
 from pyro_async.images.store import EnvironmentImage, GuestImages, ImageStore
 from pyro_async.images.workbench import Workbench
 from pyro_async.operations import (
+    AttachExec,
     BuildEnvironment,
     CancelExec,
     CreateWorkspace,
@@ -29,18 +30,20 @@ from pyro_async.operations import (
     Environment,
     EnvironmentList,
     EventList,
-    ExecOutput,
+    ExecPage,
     ExecResult,
-    ExecStarted,
     ExecWorkspace,
+    FollowLogs,
     InspectEnvironment,
     ListEnvironments,
     ListEvents,
     ListWorkspaces,
+    LogsFollowed,
     LogsWorkspace,
     Progress,
     Pruned,
     PruneEnvironments,
+    ReadExec,
     Reaped,
     ReapExpired,
     RunInVm,
@@ -48,6 +51,7 @@ from pyro_async.operations import (
     StatusWorkspace,
     StopWorkspace,
     UpdateWorkspace,
+    WaitExec,
     Workspace,
     WorkspaceList,
     WorkspaceLogs,
@@ -55,17 +59,17 @@ from pyro_async.operations import (
 from pyro_async.runtime.admission import Limits
 from pyro_async.runtime.clock import Clock, SystemClock
 from pyro_async.runtime.clock_watch import ClockJump, watch_clock
+from pyro_async.runtime.command_log import LogFollower
 from pyro_async.runtime.drivers import Drivers
 from pyro_async.runtime.events import Happened, answer
-from pyro_async.runtime.execution import Execution
 from pyro_async.runtime.lifetime import Lifetime
-from pyro_async.runtime.output import Journal
+from pyro_async.runtime.pages import read_page
+from pyro_async.runtime.relay import attach, execute, wait
 from pyro_async.runtime.resources import resources
 from pyro_async.runtime.store import Store
 from pyro_async.runtime.supervisor import Parts, Supervisor
 from pyro_async.runtime.workspace import Workspace as LiveWorkspace
 from pyro_async.vmm.driver import Driver
-from pyro_async.wire.guest import STDOUT
 
 __all__ = ["Runtime"]
 
@@ -225,14 +229,17 @@ class Runtime:
     # --- commands ----------------------------------------------------------------------------------------------------
 
     async def exec_workspace(self, params: ExecWorkspace, call: Call) -> ExecResult:
-        workspace = self._supervisor.find(params.workspace)
-        execution = workspace.start_exec(params)
-        try:
-            await _relay(workspace.record.workspace_id, execution, call)
-        except BaseException:  # the caller is gone, in whatever way; or the command has failed, and has ended
-            await execution.cancel_and_wait()
-            raise
-        return workspace.commands.result(execution.record.exec_id)
+        return await execute(self._supervisor.find(params.workspace), params, call)
+
+    async def wait_exec(self, params: WaitExec, call: Call) -> ExecResult:
+        return await wait(self._supervisor.find(params.workspace), params)
+
+    async def attach_exec(self, params: AttachExec, call: Call) -> ExecResult:
+        return await attach(self._supervisor.find(params.workspace), params, call)
+
+    async def read_exec(self, params: ReadExec, call: Call) -> ExecPage:
+        commands = self._supervisor.find(params.workspace).commands
+        return read_page(commands.record(params.exec_id), commands.journal(params.exec_id), params)
 
     async def cancel_exec(self, params: CancelExec, call: Call) -> ExecResult:
         workspace = self._supervisor.find(params.workspace)
@@ -246,6 +253,18 @@ class Runtime:
         return WorkspaceLogs(
             workspace_id=workspace.record.workspace_id, entries=workspace.commands.history(params.limit, LOG_EXCERPT)
         )
+
+    async def follow_logs(self, params: FollowLogs, call: Call) -> LogsFollowed:
+        workspace = self._supervisor.find(params.workspace)
+        commands = workspace.commands
+        if params.cursor is None:
+            follower = LogFollower(commands, commands.before_newest(params.limit))
+        else:
+            follower = LogFollower.at(commands, params.cursor)
+        async with aclosing(follower.events()) as events:
+            async for event in events:
+                await call.emit(event)
+        return LogsFollowed(workspace_id=workspace.record.workspace_id)
 
     async def run_in_vm(self, params: RunInVm, call: Call) -> ExecResult:
         create = CreateWorkspace(environment=params.environment, vcpu_count=params.vcpu_count, mem_mib=params.mem_mib)
@@ -285,33 +304,6 @@ class Runtime:
 
     async def list_events(self, params: ListEvents, call: Call) -> EventList:
         return await answer(self._store.events, params, call)
-
-
-async def _relay(workspace_id: str, execution: Execution, call: Call) -> None:
-    """Passes a command's events on to the caller and the caller's input to the command, until the command has ended."""
-    record = execution.record
-    await call.emit(
-        ExecStarted(
-            workspace_id=workspace_id,
-            exec_id=record.exec_id,
-            sequence=record.sequence,
-            started_at=record.started_at,
-        )
-    )
-    if call.input is None or not record.stdin:
-        await _relay_output(execution.journal, call)
-    else:
-        async with plain_task_group() as tasks:
-            tasks.start_soon(execution.feed, call.input, name="stdin")
-            await _relay_output(execution.journal, call)
-            tasks.cancel_scope.cancel()
-    await execution.wait()
-
-
-async def _relay_output(journal: Journal, call: Call) -> None:
-    async with aclosing(journal.follow()) as pieces:
-        async for piece in pieces:
-            await call.emit(ExecOutput(stream="stdout" if piece.channel == STDOUT else "stderr", data=piece.data))
 
 
 @asynccontextmanager

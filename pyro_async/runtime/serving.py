@@ -50,7 +50,7 @@ async def _operate(stream: Stream, request: Request, operation: Operation, trans
         if stream.cancelled:
             scope.cancel()
         source = _Input(stream) if operation.input else None
-        return await transport.call(operation.name, params, Call(emit, source))
+        return await transport.call(operation.name, params, Call(emit, source, vanished=lambda: not stream.cancelled))
     raise LinkLost("the caller cancelled the operation")
 
 

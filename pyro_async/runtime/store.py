@@ -22,7 +22,7 @@ from pyro_async.runtime.events import EVENTS_SCHEMA, EventLog, Happened
 from pyro_async.runtime.lifecycle import Phase
 from pyro_async.vmm.driver import MachineSpec
 from pyro_async.vmm.process import ProcessIdentity
-from pyro_async.wire.guest import ExecExit
+from pyro_async.wire.guest import Exec, ExecExit
 
 __all__ = ["ExecRecord", "Store", "WorkspaceRecord"]
 
@@ -42,6 +42,10 @@ CREATE UNIQUE INDEX execs_by_id ON execs (workspace_id, exec_id);
 CREATE INDEX execs_running ON execs (workspace_id) WHERE NOT ended;
 """,
     EVENTS_SCHEMA,
+    """
+ALTER TABLE execs ADD COLUMN idempotency_key TEXT;
+CREATE UNIQUE INDEX execs_by_key ON execs (workspace_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
+""",
 )
 _SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
@@ -80,7 +84,16 @@ class WorkspaceRecord(msgspec.Struct, kw_only=True):
 
 
 class ExecRecord(msgspec.Struct, kw_only=True):
-    """One command as it is kept; ``exit`` is None while it runs, ``lost`` set when its end will never be known."""
+    """One command as it is kept.
+
+    Attributes:
+        exit: how it ended, None while it runs.
+        lost: its end will never be known.
+        idempotency_key: the caller's name for it, if it gave one.
+        fingerprint: of what runs, to tell a retry from another command under the same key.
+        written: bytes of stdout and stderr, known once it has ended.
+        call: starts it, kept until the guest is known to have it, if nobody may be there to start it again.
+    """
 
     workspace_id: str
     exec_id: str
@@ -91,6 +104,10 @@ class ExecRecord(msgspec.Struct, kw_only=True):
     stdin: bool = False
     exit: ExecExit | None = None
     lost: bool = False
+    idempotency_key: str | None = None
+    fingerprint: bytes = b""
+    written: tuple[int, int] = (0, 0)
+    call: Exec | None = None
 
     @property
     def ended(self) -> bool:
@@ -158,12 +175,19 @@ class Store:
             db.execute("DELETE FROM workspaces WHERE workspace_id = ?", (workspace_id,))
 
     def save_exec(self, record: ExecRecord, *happened: Happened) -> None:
-        """Inserts or replaces a command."""
+        """Inserts or replaces a command; of two with one idempotency key the second is refused."""
         with self._transaction(happened) as db:
             db.execute(
-                "INSERT INTO execs VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET record = excluded.record, ended = excluded.ended",
-                (record.workspace_id, record.sequence, record.exec_id, record.ended, self._encode(record)),
+                "INSERT INTO execs VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (workspace_id, sequence)"
+                " DO UPDATE SET record = excluded.record, ended = excluded.ended",
+                (
+                    record.workspace_id,
+                    record.sequence,
+                    record.exec_id,
+                    record.ended,
+                    self._encode(record),
+                    record.idempotency_key,
+                ),
             )
 
     def delete_exec(self, record: ExecRecord, *happened: Happened) -> None:
@@ -198,6 +222,24 @@ class Store:
         with translated():
             row = self._db.execute(
                 "SELECT record FROM execs WHERE workspace_id = ? AND exec_id = ?", (workspace_id, exec_id)
+            ).fetchone()
+            return self._exec.decode(row[0]) if row else None
+
+    def keyed_exec(self, workspace_id: str, idempotency_key: str) -> ExecRecord | None:
+        """The command that was given this key, or None."""
+        with translated():
+            row = self._db.execute(
+                "SELECT record FROM execs WHERE workspace_id = ? AND idempotency_key = ?",
+                (workspace_id, idempotency_key),
+            ).fetchone()
+            return self._exec.decode(row[0]) if row else None
+
+    def next_exec(self, workspace_id: str, sequence: int) -> ExecRecord | None:
+        """The first command after this sequence number, or None."""
+        with translated():
+            row = self._db.execute(
+                "SELECT record FROM execs WHERE workspace_id = ? AND sequence > ? ORDER BY sequence LIMIT 1",
+                (workspace_id, sequence),
             ).fetchone()
             return self._exec.decode(row[0]) if row else None
 

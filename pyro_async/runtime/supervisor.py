@@ -240,6 +240,7 @@ class Supervisor:
         fault_point("delete.recorded")
         await workspace.kill()
         fault_point("delete.killed")
+        workspace.commands.close()
         await anyio.to_thread.run_sync(remove_tree, workspace.directory)
         fault_point("delete.removed")
         name = workspace.record.name

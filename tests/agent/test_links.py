@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import pytest
 
@@ -158,3 +160,16 @@ async def test_shutting_down_ends_commands_tells_the_host_and_then_powers_off(co
         assert (await run.finish()).exit_code == 3
         assert run.stdout == b"up\nbye\n"
         await configured.system.powered_off.wait()
+
+
+async def test_a_command_that_was_dropped_unasked_is_never_run_again(
+    configured: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_agent.server._KEPT_COUNT", 1)
+    script = f"echo ran >>{tmp_path}/runs"
+    async with configured.connected() as host:
+        await host.shell(script, exec_id="one").finish()
+        await host.shell("true", exec_id="two").finish()
+        with pytest.raises(ExecNotFound, match="which has ended"):
+            await host.shell(script, exec_id="one").finish()
+    assert (tmp_path / "runs").read_text() == "ran\n"

@@ -31,6 +31,14 @@ OUTPUT = {
         "exec.ended 3",
         r"workspace.deleted\s*",
     ],
+    "durable.py": [
+        "first client: step 1",
+        "second client: step 3",
+        "same command: True exit code 3",
+        "a page: step 2 next 13 of 21",
+        r"log: \$ for step i",
+        "log: exit code 3",
+    ],
     "lifecycle.py": ["stopped", "started", "kept", "set -o vi", ".*No such file.*", "{'purpose': 'example'}"],
     "seeing.py": [
         "lives for 3600 s",
@@ -68,6 +76,7 @@ def test_every_example_is_run_here() -> None:
         ("agent.py", "asyncio"),
         ("agent.py", "trio"),
         ("streaming.py", "trio"),
+        ("durable.py", "asyncio"),
         ("lifecycle.py", "asyncio"),
         ("events.py", "trio"),
         ("blocking.py", ""),

