@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 
-from tests.support.leaks import Footprint, mount_points
+from pyro_async.transport import stop_daemon
+from tests.support.leaks import Footprint, mount_points, settled
 
 _BACKENDS = ("asyncio", "trio")
 
@@ -34,6 +36,17 @@ def pyro_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.fixture(scope="module")
+def own_home(pyro_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home with workspaces and a daemon of its own, and the images of the home that tests share."""
+    home = tmp_path_factory.mktemp("own-home")
+    for images in ("guest", "environments"):
+        (pyro_home / images).mkdir(parents=True, exist_ok=True)
+        (home / images).symlink_to(pyro_home / images)
+    yield home
+    anyio.run(partial(stop_daemon, home, all=True))
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_by_the_test() -> Iterator[None]:
     before = Footprint.now()
@@ -46,7 +59,12 @@ def _nothing_left_by_the_session() -> Iterator[None]:
     mounts = mount_points()
     yield
     assert mount_points() - mounts == set()
-    assert [thread.name for thread in threading.enumerate() if not thread.daemon] == ["MainThread"]
+    assert settled(_threads) == []
+
+
+def _threads() -> list[str]:
+    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
+    return [thread.name for thread in others if not thread.daemon]
 
 
 @pytest.fixture

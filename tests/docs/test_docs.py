@@ -83,16 +83,16 @@ def test_every_example_is_run_here() -> None:
         ("seeing.py", "trio"),
     ],
 )
-def test_example_prints_what_it_promises(example: str, backend: str, daemon_home: Path) -> None:
-    output = run_program(EXAMPLES / example, *filter(None, [backend]), home=daemon_home)
+def test_example_prints_what_it_promises(example: str, backend: str, own_home: Path) -> None:
+    output = run_program(EXAMPLES / example, *filter(None, [backend]), home=own_home)
     assert appear_in_order(OUTPUT[example], output), output
 
 
 @pytest.mark.vm
-def test_readme_program_runs(daemon_home: Path, tmp_path: Path) -> None:
+def test_readme_program_runs(own_home: Path, tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "readme.py").write_text(program)
-    assert run_program(tmp_path / "readme.py", home=daemon_home) == "1\n2\n3\n"
+    assert run_program(tmp_path / "readme.py", home=own_home) == "1\n2\n3\n"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

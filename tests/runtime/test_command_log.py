@@ -12,7 +12,10 @@ from pyro_async.errors import InvalidArgument
 from pyro_async.operations import LogEnded, LogEvent, LogOutput, LogStarted
 from tests.runtime.conftest import Open
 
-pytestmark = pytest.mark.usefixtures("no_task_left")
+
+@pytest.fixture(autouse=True)
+def _guarded(no_task_left: None) -> None:
+    """Before any other fixture starts a runtime, whose own tasks come and go while the test runs."""
 
 
 def printed(events: list[LogEvent]) -> dict[str, bytes]:

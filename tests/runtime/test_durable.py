@@ -30,7 +30,11 @@ from pyro_async.runtime.runtime import Runtime
 from tests.runtime.conftest import Open
 from tests.support.memory_guest import MemoryDriver, MemoryImages
 
-pytestmark = pytest.mark.usefixtures("no_task_left")
+
+@pytest.fixture(autouse=True)
+def _guarded(no_task_left: None) -> None:
+    """Before any other fixture starts a runtime, whose own tasks come and go while the test runs."""
+
 
 #: Goes on until it is told to stop, by a file.
 UNTIL_TOLD = "echo begun; until [ -e done ]; do sleep 0.01; done; echo ended"

@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -32,11 +33,7 @@ class Footprint(NamedTuple):
 
     def leaked(self) -> list[str]:
         """What is held now and was not then, once everything that is ending has ended."""
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        while (found := self._more()) and time.monotonic() < deadline:
-            gc.collect()
-            time.sleep(0.01)
-        return found
+        return settled(self._more)
 
     def _more(self) -> list[str]:
         now = Footprint.now()
@@ -45,6 +42,15 @@ class Footprint(NamedTuple):
             *(f"thread {ident}" for ident in now.threads - self.threads),
             *(f"child {pid}: {_command(pid)}" for pid in now.children - self.children),
         ]
+
+
+def settled(look: Callable[[], list[str]]) -> list[str]:
+    """What is still found once everything that is ending has had the time to end."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while (found := look()) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    return found
 
 
 def _descriptors() -> set[str]:

@@ -63,10 +63,9 @@ def test_wheel_holds_every_module_of_every_package(wheel: Path) -> None:
 
 
 @pytest.mark.vm
-def test_installed_wheel_boots_a_workspace(installed: Path, pyro_home: Path, tmp_path: Path) -> None:
+def test_installed_wheel_boots_a_workspace(installed: Path, own_home: Path, tmp_path: Path) -> None:
     pyro = installed / "pyro"
-    done = run(pyro, "run", "debian:12", "--", "python3", "-c", "print(6*7)", home=pyro_home, cwd=tmp_path)
+    done = run(pyro, "run", "debian:12", "--", "python3", "-c", "print(6*7)", home=own_home, cwd=tmp_path)
     assert done.stdout == "42\n"
-    listed = run(pyro, "workspace", "list", "--json", home=pyro_home, cwd=tmp_path)
+    listed = run(pyro, "workspace", "list", "--json", home=own_home, cwd=tmp_path)
     assert json.loads(listed.stdout)["workspaces"] == []
-    run(pyro, "daemon", "stop", "--all", home=pyro_home, cwd=tmp_path)
