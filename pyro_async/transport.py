@@ -270,7 +270,7 @@ async def _connect(home: Home) -> SocketStream | None:
 
 async def _start(home: Home) -> PyroError | None:
     """Starts a daemon and waits until it answers; returns why it does not."""
-    command = [sys.executable, "-m", "pyro_async.runtime.daemon", "--home", str(home.root), "--detach"]
+    command = [sys.executable, "-P", "-m", "pyro_async.runtime.daemon", "--home", str(home.root), "--detach"]
     done = await anyio.run_process(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
     if done.returncode == 0:
         return None

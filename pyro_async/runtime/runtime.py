@@ -297,8 +297,7 @@ class Runtime:
         return self._images.inspect(params.environment)
 
     async def prune_environments(self, params: PruneEnvironments, call: Call) -> Pruned:
-        in_use = {workspace.record.digest for workspace in self._supervisor.workspaces()}
-        return await self._images.prune(in_use, all=params.all)
+        return await self._images.prune(self._supervisor.images_in_use(), all=params.all)
 
     # --- events ------------------------------------------------------------------------------------------------------
 

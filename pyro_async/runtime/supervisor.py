@@ -81,6 +81,14 @@ class Supervisor:
             key=lambda workspace: workspace.record.created_at,
         )
 
+    def images_in_use(self) -> set[str]:
+        """Keys of all images that some workspace boots from, or will when it is started again.
+
+        An image's key is the name of the directory that holds it.
+        """
+        specs = [workspace.record.spec for workspace in self._workspaces.values()]
+        return {path.parent.name for spec in specs if spec for path in (spec.kernel, spec.tools, spec.base)}
+
     def find(self, reference: str) -> Workspace:
         """The workspace of this id or name.
 
