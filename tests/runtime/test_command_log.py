@@ -36,7 +36,7 @@ async def until_ended(client: AsyncPyro, count: int, **options: str | int) -> li
     return heard
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_what_ran_and_what_runs_is_told_in_order(client: AsyncPyro) -> None:
     first = await client.exec_workspace("ws", ["sh", "-c", "echo 1; exit 3"])
     heard: list[LogEvent] = []
@@ -60,7 +60,7 @@ async def test_what_ran_and_what_runs_is_told_in_order(client: AsyncPyro) -> Non
     ]
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_every_cursor_leads_to_exactly_the_rest(client: AsyncPyro) -> None:
     async with anyio.create_task_group() as tasks:
         for number in range(4):
@@ -77,14 +77,14 @@ async def test_every_cursor_leads_to_exactly_the_rest(client: AsyncPyro) -> None
         )
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_only_as_many_commands_of_the_past_as_asked_for(client: AsyncPyro) -> None:
     for number in range(5):
         last = await client.exec_workspace("ws", f"echo {number}")
     assert printed(await until_ended(client, 1, limit=1)) == {last.exec_id: b"4\n"}
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_a_follower_that_does_not_read_holds_nobody_up(client: AsyncPyro) -> None:
     async with client.follow_logs("ws") as events:
         with anyio.fail_after(10):
@@ -104,7 +104,7 @@ async def test_the_log_goes_on_under_a_later_runtime(open_runtime: Open) -> None
         assert printed([*first, *rest]) == {begun.exec_id: b"a\nb\n"}
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_deleting_the_workspace_ends_its_log(client: AsyncPyro) -> None:
     heard: list[LogEvent] = []
 
@@ -122,7 +122,7 @@ async def test_deleting_the_workspace_ends_its_log(client: AsyncPyro) -> None:
     assert heard[-1].cause == "lost"  # type: ignore[union-attr]
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 @pytest.mark.parametrize("cursor", ["", "x", "1,", "1,2", "-1", "1,2:3:4", "9" * 40])
 async def test_what_is_no_cursor_is_refused(client: AsyncPyro, cursor: str) -> None:
     with pytest.raises(InvalidArgument, match="not a log's cursor"):

@@ -64,7 +64,7 @@ async def runtime(home: Path, guests: MemoryDriver) -> AsyncIterator[Runtime]:
 # --- detached ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_a_detached_command_goes_on_without_its_caller(client: AsyncPyro) -> None:
     with anyio.fail_after(20):
         begun = await client.exec_workspace("ws", UNTIL_TOLD, detach=True)
@@ -75,7 +75,7 @@ async def test_a_detached_command_goes_on_without_its_caller(client: AsyncPyro) 
         assert (ended.exec_id, ended.exit_code, ended.stdout) == (begun.exec_id, 0, "begun\nended\n")
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_waiting_has_an_end_that_leaves_the_command_alone(client: AsyncPyro) -> None:
     begun = await client.exec_workspace("ws", UNTIL_TOLD, detach=True)
     with anyio.fail_after(20):
@@ -84,20 +84,20 @@ async def test_waiting_has_an_end_that_leaves_the_command_alone(client: AsyncPyr
     assert (await client.wait_exec("ws", begun.exec_id)).cancelled
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_a_detached_command_that_the_guest_refuses_fails_at_once(client: AsyncPyro) -> None:
     with pytest.raises(InvalidArgument, match="nosuchuser"):
         await client.exec_workspace("ws", "true", user="nosuchuser", detach=True)
     assert (await client.status_workspace("ws")).command_count == 0
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_a_detached_command_cannot_have_input(client: AsyncPyro) -> None:
     with pytest.raises(InvalidArgument, match="no standard input"):
         await client.exec_workspace("ws", "cat", stdin="text", detach=True)
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_commands_that_do_not_exist_cannot_be_waited_for(client: AsyncPyro) -> None:
     with pytest.raises(ExecNotFound):
         await client.wait_exec("ws", "nope")
@@ -106,7 +106,7 @@ async def test_commands_that_do_not_exist_cannot_be_waited_for(client: AsyncPyro
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_a_thousand_detached_commands_are_listed_and_waited_for(client: AsyncPyro) -> None:
     with anyio.fail_after(60):
         begun = [
@@ -123,7 +123,7 @@ async def test_a_thousand_detached_commands_are_listed_and_waited_for(client: As
 # --- idempotency keys -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_the_same_key_again_gives_the_same_result(client: AsyncPyro) -> None:
     first = await client.exec_workspace("ws", "echo ran >>runs; echo out", idempotency_key="k")
     heard: list[object] = []
@@ -133,7 +133,7 @@ async def test_the_same_key_again_gives_the_same_result(client: AsyncPyro) -> No
     assert (await client.exec_workspace("ws", "cat runs")).stdout == "ran\n"
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_two_at_once_with_one_key_are_one_command(client: AsyncPyro) -> None:
     results: list[ExecResult] = []
 
@@ -151,7 +151,7 @@ async def test_two_at_once_with_one_key_are_one_command(client: AsyncPyro) -> No
     assert (await client.exec_workspace("ws", "cat runs")).stdout == "ran\n"
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 @pytest.mark.parametrize(
     "other", [{"command": "false"}, {"cwd": "/"}, {"env": {"A": "b"}}, {"user": "0"}, {"stdin": "text"}]
 )
@@ -161,7 +161,7 @@ async def test_the_same_key_for_another_command_is_a_conflict(client: AsyncPyro,
         await client.exec_workspace("ws", **{"command": "true", "idempotency_key": "k", **other})  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_a_key_belongs_to_one_workspace(client: AsyncPyro) -> None:
     await client.create_workspace("debian:12", name="other")
     assert (await client.exec_workspace("ws", "true", idempotency_key="k")).exit_code == 0
@@ -169,14 +169,14 @@ async def test_a_key_belongs_to_one_workspace(client: AsyncPyro) -> None:
     await client.delete_workspace("other")
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_a_refused_command_does_not_use_up_its_key(client: AsyncPyro) -> None:
     with pytest.raises(InvalidArgument):
         await client.exec_workspace("ws", "true", user="nosuchuser", idempotency_key="k")
     assert (await client.exec_workspace("ws", "true", idempotency_key="k")).exit_code == 0
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_only_the_first_callers_input_counts(client: AsyncPyro) -> None:
     first = await client.exec_workspace("ws", "cat", stdin="one", idempotency_key="k")
     second = await client.exec_workspace("ws", "cat", stdin="two", idempotency_key="k")
@@ -256,24 +256,24 @@ async def test_what_becomes_of_a_command_when_its_caller_goes(
 
 
 async def test_a_command_whose_input_is_cut_off_is_killed_though_it_has_a_key(runtime: Runtime) -> None:
-    fed = anyio.Event()
+    begun = anyio.Event()
 
     async def source() -> AsyncIterator[bytes]:
         yield b"half of "
-        fed.set()
         await anyio.sleep_forever()
 
-    async def drop(event: object) -> None:
-        pass
+    async def emit(event: object) -> None:
+        if isinstance(event, ExecOutput):
+            begun.set()
 
     async def ask() -> None:
         params = ExecWorkspace(workspace="ws", command="cat", stdin=True, idempotency_key="k")
-        await runtime.exec_workspace(params, Call(drop, source(), vanished=lambda: True))
+        await runtime.exec_workspace(params, Call(emit, source(), vanished=lambda: True))
 
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
-            await fed.wait()
+            await begun.wait()
             tasks.cancel_scope.cancel()
     (entry,) = (await runtime.logs_workspace(LogsWorkspace(workspace="ws"), Call())).entries
     assert entry.cancelled
@@ -282,7 +282,7 @@ async def test_a_command_whose_input_is_cut_off_is_killed_though_it_has_a_key(ru
 # --- attaching --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_every_cursor_leads_to_exactly_the_rest(client: AsyncPyro) -> None:
     result = await client.exec_workspace("ws", "printf one; sleep 0.05; printf two >&2; sleep 0.05; printf three")
     whole = b"onetwothree"
@@ -299,7 +299,7 @@ async def test_every_cursor_leads_to_exactly_the_rest(client: AsyncPyro) -> None
         await anext(client.attach_exec("ws", result.exec_id, cursor=12))
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_leaving_leaves_the_command_alone(client: AsyncPyro) -> None:
     begun = await client.exec_workspace("ws", UNTIL_TOLD, detach=True)
     with anyio.fail_after(20):
@@ -314,7 +314,7 @@ async def test_leaving_leaves_the_command_alone(client: AsyncPyro) -> None:
         )
 
 
-@pytest.mark.usefixtures("small_budget", "workspace_running")
+@pytest.mark.usefixtures("no_task_left", "small_budget", "workspace_running")
 async def test_output_that_was_dropped_is_told(client: AsyncPyro) -> None:
     result = await client.exec_workspace("ws", f"head -c {MUCH} /dev/zero; echo end")
     size = MUCH + len("end\n")
@@ -330,7 +330,7 @@ async def test_output_that_was_dropped_is_told(client: AsyncPyro) -> None:
     await events.aclose()
 
 
-@pytest.mark.usefixtures("small_budget", "workspace_running")
+@pytest.mark.usefixtures("no_task_left", "small_budget", "workspace_running")
 async def test_output_that_was_dropped_altogether_is_told(client: AsyncPyro) -> None:
     first = await client.exec_workspace("ws", "echo gone")
     await client.exec_workspace("ws", f"head -c {MUCH} /dev/zero")
@@ -352,7 +352,7 @@ async def pages(client: AsyncPyro, exec_id: str, size: int) -> list[ExecPage]:
     return found
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 @pytest.mark.parametrize("size", [4, 5, 7, 1000])
 async def test_pages_join_to_the_output_and_cut_no_character(client: AsyncPyro, size: int) -> None:
     text = "añ€𝄞" * 20
@@ -365,7 +365,7 @@ async def test_pages_join_to_the_output_and_cut_no_character(client: AsyncPyro, 
     assert all(page.ended and not page.truncated for page in found)
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_pages_of_bytes_that_are_no_text_end(client: AsyncPyro) -> None:
     result = await client.exec_workspace("ws", r"printf '\360\360\360\237\377x\360\237'")
     found = await pages(client, result.exec_id, 4)
@@ -373,7 +373,7 @@ async def test_pages_of_bytes_that_are_no_text_end(client: AsyncPyro) -> None:
     assert "x" in "".join(piece.text for page in found for piece in page.output)
 
 
-@pytest.mark.usefixtures("workspace_running")
+@pytest.mark.usefixtures("no_task_left", "workspace_running")
 async def test_half_a_character_of_a_running_command_waits_for_the_rest(client: AsyncPyro) -> None:
     script = r"printf 'a\303'; until [ -e done ]; do sleep 0.01; done; printf '\261'"
     begun = await client.exec_workspace("ws", script, detach=True)
