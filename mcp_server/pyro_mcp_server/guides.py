@@ -163,7 +163,16 @@ DEFAULT_PROFILE: Final = "workspace-core"
 PROFILES: Final[dict[str, Profile]] = {
     "vm-run": Profile(frozenset({"vm_run"}), _ONE_COMMAND),
     "workspace-core": Profile(
-        frozenset({"workspace_create", "workspace_list", "workspace_status", "workspace_exec", "workspace_delete"}),
+        frozenset(
+            {
+                "workspace_create",
+                "workspace_list",
+                "workspace_status",
+                "workspace_exec",
+                "exec_read",
+                "workspace_delete",
+            }
+        ),
         _WORKSPACES,
     ),
     "workspace-full": Profile(frozenset(GUIDES), _WORKSPACES),
